@@ -1,0 +1,288 @@
+"""Finds the device arrays inside a value: in containers and objects of any nesting, without pickling.
+
+The first time a type is seen, `_learn` decides what to do with its instances; from then on that is
+one dictionary hit. Nothing is consumed, no property of an object is read, and nothing that an
+object does while it is being looked at keeps the search from finishing.
+
+Looked into: tuples, lists, dicts (keys too), sets, deques, mapping proxies, dictionary views, named
+tuples, dataclasses, attrs and slots classes and any other object with attributes, `functools.partial`,
+exceptions (their arguments), NumPy arrays of objects, the local variables of suspended generators,
+and every type given to `register_container`. Subclasses of containers: their items and attributes.
+
+Not looked into: modules, classes, functions, iterators, weak references, and other futures.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Final
+
+from gpufut.device import Device
+from gpufut.frameworks import Framework, Locate, locate_of
+
+__all__ = ["HOST_TYPES", "Found", "find", "mark_opaque", "register_container"]
+
+# An array that was found: its framework, its device (None: pinned host memory), itself.
+Found = tuple[Framework, Device | None, Any]
+Children = Callable[[Any], Iterable[Any]]
+
+_ALWAYS_HOST: Final[frozenset[type]] = frozenset(
+    {
+        type(None), type(...), type(NotImplemented),
+        bool, int, float, complex, str, bytes, bytearray, memoryview, range, object, Device,
+        types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType,
+        types.TracebackType, types.CoroutineType, types.AsyncGeneratorType,
+    }
+)  # fmt: skip
+
+# The tables that `find` looks into, by exact type. Every type is in at most one of them, and in none
+# before it is first seen. They are caches: emptying them at any time is safe.
+HOST_TYPES: Final[set[type]] = set(_ALWAYS_HOST)
+_locate: Final[dict[type, Locate]] = {}
+_children: Final[dict[type, Children]] = {}
+
+# Types made at run time (named tuples, local classes) would stay alive in the tables for ever: past
+# this many they are emptied, and the types in use are learnt again.
+_MOST_TYPES: Final = 4096
+
+# What users registered; applies to subclasses too.
+_registered: Final[dict[type, Children]] = {}
+
+
+def find(value: object) -> list[Found]:
+    """The arrays inside *value* that a device works on, each once.
+
+    Args:
+        value: Anything, of any depth, with cycles or without.
+
+    Raises:
+        DeviceUnavailableError: An array lies on a device that gpufut cannot serve.
+    """
+    found: list[Found] = []
+    todo = [value]
+    # id -> object, of what was looked into. Holding the objects keeps the ids theirs.
+    seen: dict[int, object] = {}
+    while todo:
+        item = todo.pop()
+        kind = type(item)
+        if kind in HOST_TYPES:
+            continue
+        locate = _locate.get(kind)
+        if locate is not None:
+            place = locate(item)
+            if place is not None and id(item) not in seen:
+                seen[id(item)] = item
+                found.append((*place, item))
+            continue
+        children = _children.get(kind)
+        if children is None:
+            _learn(kind)
+            todo.append(item)
+            continue
+        if id(item) not in seen:
+            seen[id(item)] = item
+            try:
+                todo.extend(children(item))
+            except Exception:  # an object that cannot be looked into holds no array that we know of
+                continue
+    return found
+
+
+def register_container(kind: type, children: Callable[[Any], Iterable[Any]]) -> None:
+    """Say where the arrays are inside instances of a type.
+
+    For containers that keep their items where attributes do not show them: in C, in a file, in
+    another process's memory. Or to cut a search short.
+
+    Args:
+        kind: The type; applies to its subclasses too.
+        children: Called with an instance, must return its items, consume nothing and not block.
+            ``lambda item: ()`` says that there is nothing to be found.
+
+    Raises:
+        TypeError: *kind* is no class, or *children* cannot be called.
+
+    Threads: any thread; values that are being searched meanwhile may be searched the old way.
+
+    >>> class Ring:
+    ...     def __init__(self, *items):
+    ...         self.fetch = lambda: items
+    >>> register_container(Ring, lambda ring: ring.fetch())
+    """
+    if not isinstance(kind, type):
+        raise TypeError(f"register_container() takes a class, got {kind!r}")
+    if not callable(children):
+        raise TypeError(
+            "register_container() takes a function from an instance to its items, "
+            f"got {children!r}"
+        )
+    _registered[kind] = children
+    _forget_types()
+
+
+def mark_opaque(kind: type) -> None:
+    """Have instances of a type, and of its subclasses, not looked into."""
+    register_container(kind, _nothing)
+
+
+def _forget_types() -> None:
+    _children.clear()
+    _locate.clear()
+    HOST_TYPES.intersection_update(_ALWAYS_HOST)
+
+
+def _learn(kind: type) -> None:
+    """Decide what to do with instances of *kind*."""
+    if len(_children) + len(_locate) + len(HOST_TYPES) > _MOST_TYPES:
+        _forget_types()
+    for base in kind.__mro__:
+        if base in _registered:
+            _children[kind] = _registered[base]
+            return
+    locate = locate_of(kind)
+    if locate is not None:
+        _locate[kind] = locate
+        return
+    children = _children_of(kind)
+    if children is None:
+        HOST_TYPES.add(kind)
+    else:
+        _children[kind] = children
+
+
+def _children_of(kind: type) -> Children | None:
+    """How to look into instances of *kind*; None if there is nothing to look into."""
+    if kind in _EXACT:
+        return _EXACT[kind]
+    if issubclass(kind, _OPAQUE) or _is_foreign_future(kind):
+        return None
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and issubclass(kind, (numpy.ndarray, numpy.generic, numpy.dtype)):
+        return _objects_in_ndarray if issubclass(kind, numpy.ndarray) else None
+    parts: list[Children] = [
+        children for base, children in _EXACT.items() if issubclass(kind, base)
+    ]
+    slots = [
+        member
+        for base in kind.__mro__
+        if "__slots__" in vars(base)
+        for member in vars(base).values()
+        if isinstance(member, types.MemberDescriptorType)
+    ]
+    if slots:
+        parts.append(partial(_slot_values, slots))
+    for base in kind.__mro__:
+        attributes = vars(base).get("__dict__")
+        if isinstance(attributes, types.GetSetDescriptorType):  # the real one, not a property
+            parts.append(partial(_attribute_values, attributes))
+            break
+    if not parts:
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    return partial(_all_of, parts)
+
+
+def _nothing(item: object) -> Iterable[Any]:
+    return ()
+
+
+def _itself(item: Iterable[Any]) -> Iterable[Any]:
+    return item
+
+
+# Methods of the exact base class, so that a subclass's own `__iter__` or `values` is not run.
+
+
+def _tuple_items(item: tuple[Any, ...]) -> Iterable[Any]:
+    return tuple.__iter__(item)
+
+
+def _list_items(item: list[Any]) -> Iterable[Any]:
+    return list.__iter__(item)
+
+
+def _dict_items(item: dict[Any, Any]) -> Iterable[Any]:
+    for key in dict.keys(item):  # noqa: SIM118  # the base class's, see above
+        if type(key) not in HOST_TYPES:
+            return (*dict.keys(item), *dict.values(item))
+    return dict.values(item)
+
+
+def _mapping_items(item: Any) -> Iterable[Any]:
+    return [part for pair in item.items() for part in pair]
+
+
+def _slot_values(slots: list[Any], item: object) -> Iterator[Any]:
+    for slot in slots:
+        try:
+            yield slot.__get__(item)
+        except AttributeError:  # never assigned
+            continue
+
+
+def _attribute_values(attributes: types.GetSetDescriptorType, item: object) -> Iterable[Any]:
+    return dict.values(attributes.__get__(item))
+
+
+def _all_of(parts: list[Children], item: object) -> list[Any]:
+    """The children that several ways of looking find; one that fails does not spoil the others."""
+    children: list[Any] = []
+    for part in parts:
+        try:
+            children.extend(part(item))
+        except Exception:
+            continue
+    return children
+
+
+def _partial_items(item: partial[Any]) -> Iterable[Any]:
+    return (item.func, item.args, item.keywords)
+
+
+def _generator_locals(item: types.GeneratorType[Any, Any, Any]) -> Iterable[Any]:
+    return () if item.gi_frame is None else item.gi_frame.f_locals.values()
+
+
+def _exception_arguments(item: BaseException) -> Iterable[Any]:
+    return item.args
+
+
+def _objects_in_ndarray(item: Any) -> Iterable[Any]:
+    return item.ravel().tolist() if item.dtype.hasobject else ()
+
+
+_EXACT: Final[dict[type, Children]] = {
+    tuple: _tuple_items,
+    list: _list_items,
+    dict: _dict_items,
+    set: set.__iter__,
+    frozenset: frozenset.__iter__,
+    deque: deque.__iter__,
+    types.MappingProxyType: _mapping_items,
+    type({}.keys()): _itself,
+    type({}.values()): _itself,
+    type({}.items()): _itself,
+    partial: _partial_items,
+    types.GeneratorType: _generator_locals,
+    BaseException: _exception_arguments,
+}
+# types.MethodType is here although its `__self__` may hold arrays: a bound method as value is a
+# callback, and behind its object usually stands the whole program.
+_OPAQUE: Final = (type, types.ModuleType, types.MethodType, weakref.ref)
+
+
+def _is_foreign_future(kind: type) -> bool:
+    """Futures of other libraries have an outcome of their own time; inside is not ours to look."""
+    return any(
+        base.__name__ == "Future" and base.__module__.partition(".")[0] in _FUTURE_ROOTS
+        for base in kind.__mro__
+    )
+
+
+_FUTURE_ROOTS: Final = {"_asyncio", "asyncio", "concurrent", "torch", "distributed"}

@@ -1,0 +1,129 @@
+"""Frameworks: who owns arrays, has an allocator and a current stream.
+
+The protocol that the core speaks with them, and the table of those that gpufut knows. Importing
+this module imports no framework and no adapter. An adapter is imported when a type of its framework
+is first seen in a value, or when its framework is found loaded: a program that never loaded torch
+never loads torch through gpufut.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from typing import Any, Final, Protocol
+
+from gpufut.device import Device
+from gpufut.runtimes import StreamHandle
+
+__all__ = ["Adapter", "Framework", "Locate", "Place", "loaded", "locate_of", "stream_of"]
+
+
+class Framework(Protocol):
+    """One array library on one type of device.
+
+    Every method may be called from any thread and speaks of the calling thread's current streams.
+    """
+
+    name: str
+    device_type: str
+
+    def current_stream(self, device: int) -> StreamHandle:
+        """The calling thread's current stream on a device. Creates no context."""
+
+    def push_streams(self, streams: dict[int, StreamHandle]) -> object:
+        """Make a stream current on each of the given devices, for the calling thread.
+
+        The current device stays. Returns what `pop_streams` needs to undo exactly this.
+        """
+
+    def pop_streams(self, token: object) -> None:
+        """Undo one `push_streams` of the calling thread, in reverse order of pushing."""
+
+    def keep_memory(self, array: object, device: int, stream: StreamHandle) -> object | None:
+        """Keep the array's memory from reuse while work now or later on *stream* reads it.
+
+        Returns None if the framework's allocator has been told, or need not be (it would reuse the
+        memory in the order of that very stream). Otherwise the object that owns the memory: the
+        caller holds it until nobody else does and the stream has passed.
+        """
+
+    def devices_in_use(self) -> Iterable[int]:
+        """The devices on which this framework may have work. Creates no context."""
+
+
+# Where an array lives: its framework, and its device or None for pinned host memory, which a device
+# may still be filling.
+Place = tuple[Framework, Device | None]
+
+# Answers where an array lives; None if it lies in host memory that no device touches. Creates no
+# context. Raises if the array is on a device that gpufut cannot serve.
+Locate = Callable[[Any], Place | None]
+
+
+class Adapter(Protocol):
+    """What the module of an adapter offers."""
+
+    def frameworks(self) -> Sequence[Framework]:
+        """Those of its frameworks that can be used now."""
+
+    def locate_of(self, kind: type) -> Locate | None:
+        """How to locate instances of *kind*; None if it is no array type of this adapter."""
+
+    def stream_of(self, stream: object) -> tuple[Device, StreamHandle] | None:
+        """The device and handle of a stream object; None if it is none of this adapter's."""
+
+
+# Root package of a framework's types -> adapter, and the module whose presence says "loaded".
+_ADAPTERS: Final = {
+    "gpufut": ("gpufut.frameworks.sim", "gpufut.sim"),
+    "torch": ("gpufut.frameworks.torch", "torch"),
+}
+_loaded_adapters: dict[str, Adapter] = {}
+
+
+def adapter_of(root: str) -> Adapter | None:
+    """The adapter for types of the package *root*, if there is one and its framework is loaded."""
+    adapter = _loaded_adapters.get(root)
+    if adapter is None:
+        module, sign = _ADAPTERS.get(root, ("", ""))
+        # A package that is only half imported has no types to show yet.
+        if not module or sign not in sys.modules:
+            return None
+        imported: Adapter = import_module(module).ADAPTER
+        adapter = _loaded_adapters.setdefault(root, imported)
+    return adapter
+
+
+def locate_of(kind: type) -> Locate | None:
+    """How to locate instances of *kind* if it, or a base of it, is an array type; else None."""
+    for base in kind.__mro__:
+        # A user's own subclass of a tensor lives in the user's module; its base does not. Such a
+        # type exists, so its framework is loaded already: nothing is imported for an answer.
+        adapter = adapter_of(base.__module__.partition(".")[0])
+        if adapter is not None:
+            locate = adapter.locate_of(base)
+            if locate is not None:
+                return locate
+    return None
+
+
+def loaded(device_type: str) -> list[Framework]:
+    """The frameworks that serve devices of a type and are loaded in this process."""
+    found = []
+    for root in _ADAPTERS:
+        adapter = adapter_of(root)
+        if adapter is not None:
+            found += [each for each in adapter.frameworks() if each.device_type == device_type]
+    return found
+
+
+def stream_of(stream: object) -> tuple[Device, StreamHandle] | None:
+    """Device and handle of a stream object of any framework; None if it is no such thing."""
+    for base in type(stream).__mro__:
+        adapter = adapter_of(base.__module__.partition(".")[0])
+        if adapter is not None:
+            found = adapter.stream_of(stream)
+            if found is not None:
+                return found
+    return None

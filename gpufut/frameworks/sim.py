@@ -1,0 +1,98 @@
+"""The two array libraries of the simulated device, as frameworks.
+
+They share one runtime, as torch and CuPy share CUDA, and differ as those two do: one allocator can
+be told of streams that use a block (`record_stream`), the other cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from gpufut import sim
+from gpufut.device import Device
+from gpufut.frameworks import Framework, Locate, Place
+from gpufut.runtimes import StreamHandle
+from gpufut.runtimes.sim import machine
+
+__all__ = ["ADAPTER"]
+
+
+class SimLibrary:
+    """One array library of the active machine."""
+
+    device_type = "sim"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def _library(self) -> sim.Library:
+        return cast(sim.Library, getattr(machine(), self.name))
+
+    def current_stream(self, device: int) -> StreamHandle:
+        return self._library.current_stream(device).handle
+
+    def push_streams(self, streams: dict[int, StreamHandle]) -> object:
+        library = self._library
+        before = [library.current_stream(device) for device in streams]
+        for handle in streams.values():
+            library.set_stream(machine().stream_from_handle(handle))
+        return library, before
+
+    def pop_streams(self, token: object) -> None:
+        library, before = cast("tuple[sim.Library, list[sim.Stream]]", token)
+        for stream in before:
+            library.set_stream(stream)
+
+    def keep_memory(self, array: object, device: int, stream: StreamHandle) -> object | None:
+        if isinstance(array, sim.TrackingArray):
+            array.record_stream(machine().stream_from_handle(stream))
+            return None
+        memory = cast(sim.Array, array).memory
+        return None if memory.stream.handle == stream else memory
+
+    def devices_in_use(self) -> Iterable[int]:
+        active = machine()
+        return [device for device in range(active.device_count) if active.touched(device)]
+
+
+_TRACKING = SimLibrary("tracking")
+_PLAIN = SimLibrary("plain")
+
+
+def _locate_tracking(array: sim.TrackingArray) -> Place:
+    return _TRACKING, Device("sim", array.device)
+
+
+def _locate_plain(array: sim.PlainArray) -> Place:
+    return _PLAIN, Device("sim", array.device)
+
+
+def _locate_pinned(array: sim.PinnedArray) -> Place:
+    return _TRACKING, None  # it belongs to the machine; either library could answer for it
+
+
+_LOCATE: dict[type, Locate] = {
+    sim.TrackingArray: _locate_tracking,
+    sim.PlainArray: _locate_plain,
+    sim.PinnedArray: _locate_pinned,
+}
+
+
+class SimAdapter:
+    """gpufut.sim, as gpufut sees it."""
+
+    def frameworks(self) -> Sequence[Framework]:
+        return () if sim.active() is None else (_TRACKING, _PLAIN)
+
+    def locate_of(self, kind: type) -> Locate | None:
+        return _LOCATE.get(kind)
+
+    def stream_of(self, stream: object) -> tuple[Device, StreamHandle] | None:
+        if not isinstance(stream, sim.Stream):
+            return None
+        return Device("sim", stream.device), stream.handle
+
+
+ADAPTER = SimAdapter()

@@ -1,0 +1,52 @@
+"""torch, as gpufut sees it: host tensors only, until the CUDA runtime joins.
+
+A tensor in host memory costs one attribute and one look. A tensor on a device, or in pinned memory
+that a device may be filling, is found and completes its future with an error that says so: handing
+it on unordered would be a silent race.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gpufut.device import Device
+from gpufut.errors import DeviceUnavailableError
+from gpufut.frameworks import Framework, Locate
+from gpufut.runtimes import StreamHandle
+
+__all__ = ["ADAPTER"]
+
+
+def _locate(tensor: torch.Tensor) -> None:
+    if tensor.is_cpu:
+        # Asking a tensor whether it is pinned would look for a device that has a context. While
+        # CUDA sleeps, nothing is pinned.
+        if not (torch.cuda.is_initialized() and tensor.is_pinned()):
+            return
+        where = "in pinned host memory"
+    elif tensor.is_meta:
+        return
+    else:
+        where = f"on {tensor.device}"
+    raise DeviceUnavailableError(
+        f"the value holds a torch tensor {where}; this version of gpufut hands on torch tensors in "
+        "ordinary host memory only, because it cannot order torch's device work yet"
+    )
+
+
+class TorchAdapter:
+    """torch, without devices."""
+
+    def frameworks(self) -> Sequence[Framework]:
+        return ()
+
+    def locate_of(self, kind: type) -> Locate | None:
+        return _locate if kind is torch.Tensor else None
+
+    def stream_of(self, stream: object) -> tuple[Device, StreamHandle] | None:
+        return None
+
+
+ADAPTER = TorchAdapter()

@@ -1,0 +1,872 @@
+"""Future: the host-side state machine.
+
+It knows no device. What a value means for devices is a `Handoff` to it, made by `record` when the
+future completes, or None.
+
+How it works without a lock
+---------------------------
+A future is completed from any thread, also from a signal handler or a finalizer that strikes
+between any two lines. So there is no lock to be caught holding; there are four steps, each one
+atomic operation of the interpreter:
+
+1. *Claim.* `_declared` is present while the future is open; deleting it succeeds exactly once.
+2. *Publish.* The winner stores the outcome and, last of all, `_state`.
+3. *Register.* Whoever wants to be told appends an entry to `_entries`, then looks at `_state` again.
+   If it is still pending, the winner, who looks at `_entries` after publishing, will see the entry.
+   If not, both may see it: `list.remove` here or `list.pop` there takes it, exactly once.
+4. *Run.* Only the winner takes entries from the end of the list, which it reversed first.
+
+Entries are tuples whose first two fields never compare equal by user code, so `remove` runs none.
+
+Callbacks that complete futures that have callbacks do not nest: `_run` keeps its own stack of work.
+User code that nests (a callback completing another future) does so up to `MAX_NESTING` levels, then
+is deferred to the outermost `_run` of its thread, or to a `wait` on that thread that needs it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from types import TracebackType
+from typing import Any, Final, Generic, NoReturn, TypeVar, cast
+
+from gpufut.errors import CancelledError, DeadlockError, InvalidStateError
+from gpufut.handoff import (
+    HOST_TYPES,
+    Handoff,
+    before_blocking,
+    declare,
+    lend_only,
+    mark_opaque,
+    record,
+    resolve_streams,
+)
+
+__all__ = ["Future"]
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+PENDING: Final = 0
+VALUE: Final = 1  # a value that no device works on
+FENCED: Final = 2  # a value with a hand-off: waiting for it adds device-side waits
+FAILED: Final = 3
+CANCELLED: Final = 4
+
+# Levels of callbacks that run inside callbacks before the next one is deferred. Each takes about
+# five Python frames of the thousand that the interpreter allows.
+MAX_NESTING: Final = 16
+
+# What is to be called on completion: (how, target, callback). `how` returns the future that it
+# completed, whose own entries come next, or None.
+Entry = tuple[Callable[["Future[Any]", Any, Any], "Future[Any] | None"], Any, Any]
+Work = list[tuple["Future[Any]", list[Entry]]]
+
+
+class Future(Generic[T]):
+    """A value that will be there later, and the device work that stands behind it.
+
+    The producer calls `set_result` right after *launching* kernels. The consumer calls `wait`, gets
+    the value at once when the producer has launched, and goes on launching: the devices wait for
+    each other, the host does not. It is `torch.futures.Future` for every GPU array library, and a
+    drop-in for it.
+
+    What differs from torch: devices are found in the value, declaring them is optional; `wait` takes
+    a timeout and is interruptible; a callback's exception arrives as the object that was raised;
+    callbacks run in registration order; chains of any length run in constant stack.
+
+    Args:
+        devices: Devices on which arrays of the value may live; they are then enforced: a value with
+            arrays elsewhere completes the future with a `ValueError`. Callbacks get streams on all
+            of them. Indices, strings such as ``"cuda:0"``, `torch.device`, `cupy.cuda.Device`
+            or `gpufut.Device`. None (the default) finds the devices in the value.
+
+    Raises:
+        ValueError: A device without an index, or devices of several types.
+
+    Threads: every method may be called from any thread.
+
+    >>> fut = Future()
+    >>> doubled = fut.then(lambda f: f.value() * 2)
+    >>> fut.set_result(21)
+    >>> doubled.wait()
+    42
+    """
+
+    __slots__ = ("__weakref__", "_declared", "_entries", "_handoff", "_result", "_state")
+
+    # Invariants
+    #   _declared  what `devices=` named, or None. Present exactly while nobody has claimed the
+    #              completion; deleting it is the claim.
+    #   _state     PENDING until the outcome is in place. Written once, by the claimer, last.
+    #   _result    unset while pending; the value; or (exception, its traceback) when FAILED.
+    #   _handoff   None, or what callbacks need: marks to wait for, devices to lend streams on.
+    #   _entries   see "Register" and "Run" above. The list object is never replaced.
+    _declared: tuple[Any, ...] | None
+    _state: int
+    _result: Any
+    _handoff: Handoff | None
+    _entries: list[Entry]
+
+    def __init__(self, *, devices: Iterable[object] | None = None) -> None:
+        self._state = PENDING
+        self._declared = self._handoff = None
+        self._entries = []
+        if devices is not None:
+            self._declared = declare(devices) or None
+
+    # -- asking ------------------------------------------------------------------------------------
+
+    def done(self) -> bool:
+        """True once there is a value, an exception or a cancellation.
+
+        It speaks of the host: kernels may still run. `query` speaks of the devices too.
+        """
+        return self._state != PENDING
+
+    def cancelled(self) -> bool:
+        """True if `cancel` succeeded."""
+        return self._state == CANCELLED
+
+    def value(self) -> T:
+        """The value of a completed future, without any waiting, on the host or on a device.
+
+        Inside a callback this is the way to the value: the callback's streams already wait for the
+        work behind it. Elsewhere use `wait`.
+
+        Raises:
+            InvalidStateError: The future is pending.
+            CancelledError, or the very object given to `set_exception`.
+        """
+        if self._state == VALUE or self._state == FENCED:
+            return cast(T, self._result)
+        if self._state == PENDING:
+            raise InvalidStateError(
+                "the future is pending and has no value yet: call wait() to wait for it"
+            )
+        try:
+            self._raise()
+        finally:
+            del self  # the traceback keeps this frame; the frame must not keep the future
+
+    def query(self) -> bool:
+        """True once the future is complete *and* the device work behind its value has finished.
+
+        Never blocks. True for a future that failed or was cancelled.
+
+        Raises:
+            The device's error, if the device has failed.
+        """
+        if self._state == FENCED:
+            return cast(Handoff, self._handoff).query()
+        return self._state != PENDING
+
+    # -- waiting -----------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None, *, stream: object = None) -> T:
+        """Return the value, ready for work on the caller's current streams.
+
+        The host waits until the future is complete; the devices wait for the work behind it.
+        Kernels may still run on return: call `synchronize()` before reading results on the host.
+        Pinned host arrays in the value are an exception: `wait` blocks until the copies into them
+        have landed, for nothing else could keep the host from reading them early.
+
+        Args:
+            timeout: Host seconds; None waits for ever, 0 only looks.
+            stream: The stream that shall wait, instead of the current ones: a stream of any
+                framework, anything with ``__cuda_stream__``, or a raw handle.
+
+        Raises:
+            TimeoutError: Not complete in time; the future stays pending.
+            DeadlockError: Called from inside the callback that alone can complete this future.
+            ForkError: The value's device work belongs to the parent process.
+            CancelledError, or the very object given to `set_exception`.
+
+        Threads: any thread, many at once; Ctrl-C interrupts.
+        Streams: adds waits to the current streams of every loaded framework on each device of the
+            value, or to *stream*. Switches none.
+        """
+        if self._state == VALUE and timeout is None and stream is None:
+            return cast(T, self._result)
+        try:
+            deadline = _deadline(timeout)
+            if self._state == PENDING:
+                self._block(deadline)
+            return self._deliver(stream, deadline)
+        finally:
+            del self  # see `value`
+
+    def result(self, timeout: float | None = None) -> T:
+        """The same as `wait(timeout)`, under the name that `concurrent.futures` gives it."""
+        try:
+            return self.wait(timeout)
+        finally:
+            del self  # see `value`
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the future; return its exception, or None if it has a value.
+
+        Args:
+            timeout: Host seconds; None waits for ever, 0 only looks.
+
+        Raises:
+            TimeoutError: Not complete in time.
+            CancelledError: The future was cancelled.
+        """
+        if timeout is not None or self._state == PENDING:
+            deadline = _deadline(timeout)
+            if self._state == PENDING:
+                self._block(deadline)
+        if self._state == FAILED:
+            return cast(BaseException, self._result[0])
+        if self._state == CANCELLED:
+            raise CancelledError("the future was cancelled")
+        return None
+
+    def synchronize(self, timeout: float | None = None) -> T:
+        """Block the host until the future is complete and its device work has finished.
+
+        Args:
+            timeout: Host seconds for both; None waits for ever, 0 only looks.
+
+        Returns:
+            The value, whose arrays may now be read from anywhere.
+
+        Raises:
+            TimeoutError: Not finished in time.
+            CancelledError, the very object given to `set_exception`, or the device's error.
+
+        Streams: none is touched.
+        """
+        try:
+            deadline = _deadline(timeout)
+            if self._state == PENDING:
+                self._block(deadline)
+            if self._state != FENCED:
+                return self._deliver(None, deadline)
+            _synchronize(cast(Handoff, self._handoff), deadline)
+            return cast(T, self._result)
+        finally:
+            del self  # see `value`
+
+    def synchronized(self) -> Future[T]:
+        """A future that completes on the host when the device work behind this one has finished.
+
+        It completes with the same outcome, or with the device's error. No thread is blocked for it:
+        one thread watches over all of them. Callbacks on it run in that thread, so they should be
+        short; they may wait for other futures.
+        """
+        child: Future[T] = Future()
+        self._notify((_run_synchronized, child, None))
+        return child
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait in asyncio: `await fut` is `wait()` that blocks no thread.
+
+        On return the current streams of the event loop's thread wait for the value's work. Streams
+        belong to threads, not to tasks: make a stream current *after* the await, not around it.
+        Cancelling the task does not cancel the future, which others may be waiting for.
+        """
+        if self._state == PENDING:
+            from asyncio import get_running_loop  # here, so that importing gpufut stays cheap
+
+            loop = get_running_loop()
+            waiter = loop.create_future()
+
+            def settle() -> None:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+            def wake() -> None:
+                try:
+                    loop.call_soon_threadsafe(settle)
+                except RuntimeError:
+                    pass  # the loop is closed: nobody is left to be woken
+
+            entry = (_run_notice, object(), wake)
+            self._notify(entry)
+            try:
+                yield from waiter
+            finally:
+                self._forget(entry)
+        if self._state == FENCED and cast(Handoff, self._handoff).holds_pinned and not self.query():
+            yield from self.synchronized().__await__()
+        return self.wait()
+
+    # -- completing --------------------------------------------------------------------------------
+
+    def set_result(
+        self, result: T, *, streams: Iterable[object] | None = None, arrays: object = None
+    ) -> None:
+        """Complete the future with a value, right after launching the work that makes it.
+
+        Records one event on each current stream behind the arrays found in *result*, so call it in
+        the thread, and under the streams, that launched the work, or name the streams. Callbacks
+        run in this thread before it returns.
+
+        Args:
+            result: The value; device arrays are found in containers and objects of any nesting.
+            streams: The streams on which the work was launched, if not the current ones: streams of
+                any framework, anything with ``__cuda_stream__``, or raw handles.
+            arrays: The device arrays of *result*, named explicitly: nothing else is searched.
+
+        Raises:
+            InvalidStateError: The future is complete already; its first outcome stands.
+            TypeError, ValueError: Something in *streams* is no stream; the future stays pending.
+
+        A value that breaks `devices=`, and a device that fails to record, do not raise here: they
+        complete the future with the error, for the consumers to see.
+
+        Streams: records on the current streams of the arrays' frameworks. Never blocks on a device.
+        """
+        if type(result) in HOST_TYPES and streams is None and arrays is None:
+            # The short cut for values that cannot hold a device array: no call but this one.
+            try:
+                plain = self._declared is None
+                if plain:
+                    del self._declared
+            except AttributeError:
+                raise _already_complete() from None
+            if plain:
+                self._result = result
+                self._state = VALUE
+                if self._entries:
+                    _run_callbacks(self)
+                return
+        if not self._settle_value(result, streams, arrays):
+            raise _already_complete()
+        if self._entries:
+            _run_callbacks(self)
+
+    def set_exception(self, result: BaseException) -> None:
+        """Complete the future with an exception: the same object is raised to whoever waits.
+
+        Args:
+            result: An exception instance (the parameter's name is torch's).
+
+        Raises:
+            TypeError: Not an exception instance.
+            InvalidStateError: The future is complete already; its first outcome stands.
+        """
+        if not self.try_set_exception(result):
+            raise _already_complete()
+
+    def try_set_result(
+        self, result: T, *, streams: Iterable[object] | None = None, arrays: object = None
+    ) -> bool:
+        """`set_result` for racing producers: False, instead of an error, if another came first."""
+        if not self._settle_value(result, streams, arrays):
+            return False
+        if self._entries:
+            _run_callbacks(self)
+        return True
+
+    def try_set_exception(self, result: BaseException) -> bool:
+        """`set_exception` for racing producers: False, instead of an error, if another came first."""
+        if not isinstance(result, BaseException):
+            raise TypeError(
+                f"set_exception takes an exception instance, got {result!r}"
+                + (": call it" if isinstance(result, type) else "; use set_result for values")
+            )
+        if not self._settle_error(result):
+            return False
+        if self._entries:
+            _run_callbacks(self)
+        return True
+
+    def cancel(self) -> bool:
+        """Give the future up. True if it was pending: it is now `cancelled()`.
+
+        Waiters and children get `CancelledError`; a later `set_result` raises `InvalidStateError`,
+        `try_set_result` says False. Work in progress is not stopped.
+        """
+        if not self._settle(CANCELLED, None, None):
+            return False
+        if self._entries:
+            _run_callbacks(self)
+        return True
+
+    # -- callbacks ---------------------------------------------------------------------------------
+
+    def then(self, callback: Callable[[Future[T]], S]) -> Future[S]:
+        """Call ``callback(self)`` on completion; return the future of what it returns.
+
+        The callback runs in the thread that completes this future, or now if it is complete. It
+        also runs when this future failed or was cancelled: ``value()`` then raises inside it. While
+        it runs, dedicated streams from the global pool are current on each device of the value, and
+        wait for the value's work: what it launches needs no further care. Events for what it
+        returns are recorded on those streams.
+
+        Args:
+            callback: Called with this future. Its exception becomes the child's.
+
+        Raises:
+            TypeError: *callback* cannot be called.
+
+        Threads: callbacks of one future run in the order in which they were registered, one after
+            the other. No lock is held while they run.
+        Streams: current streams and devices are restored after each callback.
+        """
+        if not callable(callback):
+            raise _not_callable("then", callback)
+        child: Future[S] = Future()
+        self._notify((_run_then, child, callback))
+        return child
+
+    def then_async(self, callback: Callable[[Future[T]], Future[S]]) -> Future[S]:
+        """`then` for a callback that returns a future: the child gets that future's outcome.
+
+        The child takes over value and device work of the returned future, not a future of a future.
+
+        Raises:
+            TypeError: *callback* cannot be called. If it returns something else than a future, the
+                child fails with a `TypeError`.
+        """
+        if not callable(callback):
+            raise _not_callable("then_async", callback)
+        child: Future[S] = Future()
+        self._notify((_run_then_async, child, callback))
+        return child
+
+    def add_done_callback(
+        self, callback: Callable[[Future[T]], object], *, lend_streams: bool = True
+    ) -> None:
+        """Call ``callback(self)`` on completion, as `then` does, without a child.
+
+        An exception in the callback is logged with its traceback, to the logger ``gpufut``, and
+        stops there.
+
+        Args:
+            callback: Called with this future.
+            lend_streams: False for a callback that launches no device work: it runs under the
+                completing thread's own streams, which do not wait for the value.
+
+        Raises:
+            TypeError: *callback* cannot be called.
+        """
+        if not callable(callback):
+            raise _not_callable("add_done_callback", callback)
+        self._notify((_run_done if lend_streams else _run_done_plainly, object(), callback))
+
+    def remove_done_callback(self, callback: Callable[[Future[T]], object]) -> int:
+        """Take back every registration of *callback* by `add_done_callback` that has not begun.
+
+        Returns:
+            How many there were. Callbacks are compared by equality, as in asyncio.
+        """
+        removed = 0
+        for entry in list(self._entries):
+            if entry[0] in (_run_done, _run_done_plainly) and entry[2] == callback:
+                removed += self._forget(entry)
+        return removed
+
+    # -- odds and ends -----------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        state = self._state
+        if state == PENDING:
+            callbacks = sum(1 for how, _, _ in list(self._entries) if how is not _run_notice)
+            text = "pending" + (f", {callbacks} callbacks" if callbacks != 1 else ", 1 callback")
+            if not callbacks:
+                text = "pending"
+        elif state == FAILED:
+            text = f"failed with {_shortened(self._result[0])}"
+        elif state == CANCELLED:
+            text = "cancelled"
+        else:
+            text = f"value {_shortened(self._result)}"
+            if state == FENCED:
+                text += f" {self._handoff}"
+        return f"<gpufut.Future at {id(self):#x}: {text}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "a Future cannot be pickled or copied: it stands for work in this process. Send its "
+            "value instead, after fut.synchronize(), and make a new Future on the other side"
+        )
+
+    # -- below the surface -------------------------------------------------------------------------
+
+    def _settle(self, state: int, result: object, handoff: Handoff | None) -> bool:
+        """Claim and publish. False if somebody else came first. Runs no callback."""
+        try:
+            declared = self._declared
+            if declared is not None and handoff is None:
+                handoff = lend_only(declared)
+            del self._declared
+        except AttributeError:
+            return False
+        self._result = result
+        self._handoff = handoff
+        self._state = state
+        return True
+
+    def _settle_value(self, result: object, streams: object = None, arrays: object = None) -> bool:
+        try:
+            declared = self._declared
+        except AttributeError:
+            return False
+        named = None if streams is None else resolve_streams(streams)
+        try:
+            handoff = record(result, declared, named, arrays)
+        except Exception as error:  # a wrong device, a failing driver: the consumers must know
+            return self._settle_error(error)
+        return self._settle(VALUE if handoff is None else FENCED, result, handoff)
+
+    def _settle_error(self, error: BaseException) -> bool:
+        return self._settle(FAILED, (error, error.__traceback__), None)
+
+    def _settle_like(self, other: Future[Any]) -> bool:
+        """Take over the outcome of a completed future, its hand-off included."""
+        return self._settle(other._state, other._result, other._handoff)
+
+    def _notify(self, entry: Entry) -> None:
+        """Have *entry* run on completion; now, if the future is complete."""
+        if self._state == PENDING:
+            self._entries.append(entry)
+            if self._state == PENDING:
+                return  # the claimer looks at the entries after publishing: it will see this one
+            try:
+                self._entries.remove(entry)
+            except ValueError:
+                return  # it has seen it
+        thread = _local.thread
+        if len(thread.running) < MAX_NESTING:
+            _run(thread, [(self, [entry])])
+        else:
+            thread.deferred.append((self, [entry]))
+
+    def _forget(self, entry: Entry) -> bool:
+        """Take *entry* back. False if it is being run, or has been."""
+        try:
+            self._entries.remove(entry)
+        except ValueError:
+            return False
+        return True
+
+    def _block(self, deadline: float | None) -> None:
+        """Block the host until the future is complete.
+
+        Raises:
+            TimeoutError: The deadline, in `time.monotonic()` seconds, has passed.
+        """
+        thread = _local.thread
+        if thread.running or thread.deferred:
+            self._check_deadlock(thread)
+            while thread.deferred and self._state == PENDING:
+                _run(thread, [thread.deferred.popleft()])
+            if self._state != PENDING:
+                return
+        before_blocking()
+        gate = allocate_lock()
+        gate.acquire()
+        entry = (_run_notice, gate, gate.release)
+        landed = False
+        try:
+            # In front: a waiter is woken before any callback runs.
+            self._entries.insert(0, entry)
+            if self._state != PENDING:
+                return
+            seconds = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            landed = gate.acquire(True, min(seconds, threading.TIMEOUT_MAX))
+        finally:
+            if not landed:
+                self._forget(entry)
+        if self._state == PENDING:
+            raise TimeoutError("the future was not complete in time; it is still pending")
+
+    def _check_deadlock(self, thread: _Thread) -> None:
+        if any(target is self for target in thread.running):
+            raise DeadlockError(
+                "waiting for a future from inside the callback whose return completes it: "
+                "return the value instead, or return another future from then_async()"
+            )
+
+    def _deliver(self, stream: object, deadline: float | None) -> T:
+        """The outcome of a completed future, handed to the caller's streams."""
+        if self._state == FENCED:
+            handoff = cast(Handoff, self._handoff)
+            handoff.wait_on(stream)
+            if handoff.holds_pinned:
+                _synchronize(handoff, deadline)
+        elif self._state != VALUE:
+            try:
+                self._raise()
+            finally:
+                del self  # see `value`
+        return cast(T, self._result)
+
+    def _raise(self) -> NoReturn:
+        """Raise the stored exception as it was stored.
+
+        With its own traceback each time: otherwise every wait would make it longer, and futures
+        that share an exception would find each other's frames in it.
+        """
+        if self._state == CANCELLED:
+            raise CancelledError("the future was cancelled")
+        error, traceback = cast("tuple[BaseException, TracebackType | None]", self._result)
+        try:
+            raise error.with_traceback(traceback)
+        finally:
+            del error, traceback, self  # see `value`
+
+
+mark_opaque(Future)  # another future's outcome is not part of this one's value
+
+
+# -- running callbacks -----------------------------------------------------------------------------
+
+
+class _Thread:
+    """What one thread is in the middle of.
+
+    running     the targets of the entries that are running, innermost last
+    deferred    work that would have nested too deep
+    interrupt   a KeyboardInterrupt or the like that a callback raised, on its way out
+    """
+
+    __slots__ = ("deferred", "interrupt", "running")
+
+    def __init__(self) -> None:
+        self.running: list[object] = []
+        self.deferred: deque[tuple[Future[Any], list[Entry]]] = deque()
+        self.interrupt: BaseException | None = None
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.thread = _Thread()
+
+
+_local = _Local()
+
+
+def _run_callbacks(future: Future[Any]) -> None:
+    """Run the entries of a future that this thread has just completed."""
+    entries = _in_running_order(future)
+    thread = _local.thread
+    if len(thread.running) < MAX_NESTING:
+        _run(thread, [(future, entries)])
+        return
+    # Blocked threads need not wait for this one to come back to its outermost call.
+    while entries and entries[-1][0] is _run_notice:
+        entry = entries.pop()
+        if entry[0] is not _run_notice:  # a waiter has just given up and taken itself away
+            entries.append(entry)
+            break
+        entry[2]()
+    thread.deferred.append((future, entries))
+
+
+def _in_running_order(future: Future[Any]) -> list[Entry]:
+    """The entries, first one last, so that each can be taken from the end in constant time.
+
+    Whoever registers from now on sees that the future is complete, and takes its entry back.
+    """
+    entries = future._entries
+    if len(entries) > 1:
+        entries.reverse()
+    return entries
+
+
+def _run(thread: _Thread, work: Work) -> None:
+    """Run entries, and those of the futures that they complete, depth first in constant stack."""
+    running = thread.running
+    running.append(None)
+    outermost = len(running) == 1
+    try:
+        while True:
+            try:
+                while work:
+                    parent, entries = work[-1]
+                    try:
+                        how, target, callback = entries.pop()
+                    except IndexError:
+                        work.pop()
+                        continue
+                    if not entries:
+                        work.pop()  # before the call: a chain of any length needs one place here
+                    running[-1] = target
+                    settled = how(parent, target, callback)
+                    if settled is not None and settled._entries:
+                        work.append((settled, _in_running_order(settled)))
+                if not (outermost and thread.deferred):
+                    break
+                work.append(thread.deferred.popleft())
+            except BaseException as error:
+                # A signal between two callbacks. The rest must still run: others wait for it.
+                thread.interrupt = thread.interrupt or error
+    finally:
+        running.pop()
+    if thread.interrupt is not None:
+        interrupt, thread.interrupt = thread.interrupt, None
+        try:
+            raise interrupt
+        finally:
+            del interrupt  # the traceback keeps this frame
+
+
+def _run_then(
+    parent: Future[Any], child: Future[Any], callback: Callable[[Future[Any]], object]
+) -> Future[Any]:
+    try:
+        if parent._handoff is None:
+            child._settle_value(callback(parent))
+        else:
+            with parent._handoff.lend_streams():
+                # Settled while the pool streams are current: its events belong on them.
+                child._settle_value(callback(parent))
+    except BaseException as error:
+        _fail(child, error)
+    return child
+
+
+def _run_then_async(
+    parent: Future[Any], child: Future[Any], callback: Callable[[Future[Any]], Future[Any]]
+) -> Future[Any] | None:
+    try:
+        if parent._handoff is None:
+            inner = callback(parent)
+        else:
+            with parent._handoff.lend_streams():
+                inner = callback(parent)
+        if not isinstance(inner, Future):
+            raise TypeError(
+                f"the callback of then_async must return a gpufut.Future, got {_shortened(inner)}; "
+                "use then() for callbacks that return values"
+            )
+        if inner is child:
+            raise DeadlockError("the callback of then_async returned the future it is to complete")
+    except BaseException as error:
+        _fail(child, error)
+        return child
+    if inner._state == PENDING:
+        inner._notify((_run_adopt, child, None))
+        return None
+    child._settle_like(inner)
+    return child
+
+
+def _run_adopt(parent: Future[Any], child: Future[Any], _: None) -> Future[Any]:
+    child._settle_like(parent)
+    return child
+
+
+def _run_done(
+    parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]
+) -> Future[Any] | None:
+    if parent._handoff is None:
+        return _run_done_plainly(parent, _, callback)
+    try:
+        with parent._handoff.lend_streams():
+            callback(parent)
+    except BaseException as error:
+        _report(parent, error)
+    return None
+
+
+def _run_done_plainly(
+    parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]
+) -> Future[Any] | None:
+    try:
+        callback(parent)
+    except BaseException as error:
+        _report(parent, error)
+    return None
+
+
+def _run_notice(parent: Future[Any], _: object, notify: Callable[[], object]) -> None:
+    """For gpufut's own short errands, which must not raise: no streams are lent."""
+    notify()
+
+
+def _run_synchronized(parent: Future[Any], child: Future[Any], _: None) -> Future[Any] | None:
+    handoff = parent._handoff
+    if parent._state != FENCED or handoff is None:
+        child._settle_like(parent)
+        return child
+    value = parent._result
+
+    def finished(error: BaseException | None) -> None:
+        if error is not None:
+            child.try_set_exception(error)
+        elif child._settle(VALUE, value, None) and child._entries:
+            _run_callbacks(child)
+
+    handoff.on_finished(finished)
+    return None
+
+
+def _fail(child: Future[Any], error: BaseException) -> None:
+    """Complete *child* with what its callback raised."""
+    # The first frame of the traceback is `_run_then`'s, which holds the child: left in, child and
+    # exception would keep each other alive.
+    traceback = error.__traceback__
+    child._settle_error(error.with_traceback(traceback.tb_next if traceback else None))
+    if not isinstance(error, Exception):
+        _interrupt(error)
+
+
+def _interrupt(error: BaseException) -> None:
+    thread = _local.thread
+    thread.interrupt = thread.interrupt or error
+
+
+def _report(parent: Future[Any], error: BaseException) -> None:
+    """What becomes of an exception that no future takes."""
+    if not isinstance(error, Exception):
+        _interrupt(error)
+        return
+    import logging  # here: most programs never need it, and it is a third of our import time
+
+    logging.getLogger("gpufut").error("a callback of %r raised", parent, exc_info=error)
+
+
+# -- small things ----------------------------------------------------------------------------------
+
+
+def _deadline(timeout: float | None) -> float | None:
+    """When *timeout* seconds from now have passed, in `time.monotonic()` seconds."""
+    if timeout is None:
+        return None
+    try:
+        seconds = float(timeout) if not isinstance(timeout, str) else None
+    except (TypeError, ValueError):
+        seconds = None
+    if seconds is None:
+        raise TypeError(f"a timeout is a number of seconds or None, got {timeout!r}")
+    if not seconds >= 0:  # also catches NaN
+        raise ValueError(f"a timeout is 0 or more seconds, or None to wait for ever; got {timeout!r}")
+    return time.monotonic() + seconds
+
+
+def _synchronize(handoff: Handoff, deadline: float | None) -> None:
+    before_blocking()
+    seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+    if not handoff.synchronize(seconds):
+        raise TimeoutError("the device work behind the future had not finished in time")
+
+
+def _already_complete() -> InvalidStateError:
+    return InvalidStateError(
+        "Future can only be marked completed once; its first outcome stands. Use try_set_result() "
+        "or try_set_exception() where several producers race"
+    )
+
+
+def _not_callable(method: str, callback: object) -> TypeError:
+    return TypeError(
+        f"{method}() takes a function of one argument, the completed future; got "
+        f"{_shortened(callback)}"
+    )
+
+
+def _shortened(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,145 @@
+"""Runtimes: who owns the streams and events on one type of device.
+
+A runtime is to gpufut what a driver is to a framework: it creates streams and events, records,
+waits and asks. Several frameworks may share one runtime, as torch and CuPy share CUDA. Importing
+this module imports no runtime; `get` imports the one that a device type needs, when it needs it.
+
+A stream is named by its raw handle, an int, together with the index of its device: the same number
+may mean different streams on different devices. An event is whatever its runtime says it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Final, NewType, Protocol
+
+from gpufut.errors import DeviceUnavailableError
+
+__all__ = [
+    "EventHandle",
+    "Runtime",
+    "StreamHandle",
+    "default_type",
+    "forks",
+    "get",
+    "on_reset",
+    "reset",
+]
+
+StreamHandle = int
+EventHandle = NewType("EventHandle", object)
+
+
+class Runtime(Protocol):
+    """The streams and events of one type of device.
+
+    Every method may be called from any thread, takes device indices, and leaves the calling
+    thread's current device and current streams as they were. Errors are the driver's own.
+    """
+
+    type: str
+
+    def device_count(self) -> int:
+        """How many devices there are. Creates no context."""
+
+    def create_stream(self, device: int, priority: int) -> StreamHandle:
+        """A new stream, which does not synchronise with default streams and is never destroyed.
+
+        Lower numbers are served first, as in CUDA; out-of-range priorities are clamped.
+        """
+
+    def stream_query(self, device: int, stream: StreamHandle) -> bool:
+        """True if all work on the stream has finished. Never blocks."""
+
+    def stream_synchronize(
+        self, device: int, stream: StreamHandle, timeout: float | None
+    ) -> bool:
+        """Block the host until the stream has finished; False if *timeout* seconds pass first."""
+
+    def create_event(self, device: int) -> EventHandle:
+        """A new event for ordering, without timing, on the device."""
+
+    def record(self, device: int, event: EventHandle, stream: StreamHandle) -> None:
+        """Make *event* stand for the work now on *stream*; both are of *device*. Never blocks."""
+
+    def wait(self, device: int, stream: StreamHandle, event: EventHandle) -> None:
+        """Make *stream*, of *device*, wait for *event*, of any device. Never blocks the host."""
+
+    def query(self, device: int, event: EventHandle) -> bool:
+        """True if the work that *event* stands for has finished. Never blocks."""
+
+    def synchronize(self, device: int, event: EventHandle, timeout: float | None) -> bool:
+        """Block the host until *event*'s work has finished; False if *timeout* seconds pass."""
+
+
+# Where the runtime of a device type is found. A type that is not here has none yet.
+_MODULES: Final = {"sim": "gpufut.runtimes.sim"}
+_loaded: dict[str, Runtime] = {}
+
+
+def get(type: str) -> Runtime:
+    """The runtime that serves devices of a type.
+
+    Raises:
+        DeviceUnavailableError: There is none.
+    """
+    runtime = _loaded.get(type)
+    if runtime is None:
+        name = _MODULES.get(type)
+        if name is None:
+            raise DeviceUnavailableError(
+                f"gpufut has no runtime for devices of type {type!r}; "
+                f"it knows: {', '.join(sorted(_MODULES))}"
+            )
+        loaded: Runtime = import_module(name).RUNTIME
+        runtime = _loaded.setdefault(type, loaded)
+    return runtime
+
+
+def default_type() -> str:
+    """The type of device that a bare index means: ``sim`` while a simulated machine is active.
+
+    Otherwise ``cuda``, as in torch. Touches no driver.
+    """
+    sim: Any = sys.modules.get("gpufut.sim")
+    if sim is not None and sim.active() is not None:
+        return "sim"
+    return "cuda"
+
+
+# Whoever keeps handles of a runtime forgets them when they become meaningless: in a forked child,
+# and when another simulated machine takes over.
+_reset_hooks: list[Callable[[], object]] = []
+_forks = 0
+
+
+def on_reset(hook: Callable[[], object]) -> None:
+    """Have *hook* called when the handles of a runtime have become meaningless.
+
+    It must not call the runtime: in a forked child there is nothing left to call.
+    """
+    _reset_hooks.append(hook)
+
+
+def reset() -> None:
+    """Tell everybody to forget their handles."""
+    for hook in _reset_hooks:
+        hook()
+
+
+def forks() -> int:
+    """How many forks lie between this process and the one that imported gpufut."""
+    return _forks
+
+
+def _after_fork_in_child() -> None:
+    global _forks
+    _forks += 1
+    reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

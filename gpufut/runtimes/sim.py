@@ -1,0 +1,71 @@
+"""The runtime of the simulated device: maps gpufut's handles to the active machine's streams."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from gpufut import runtimes, sim
+from gpufut.errors import DeviceUnavailableError
+from gpufut.runtimes import EventHandle, StreamHandle
+
+__all__ = ["RUNTIME", "machine"]
+
+
+def machine() -> sim.Machine:
+    """The active simulated machine.
+
+    Raises:
+        DeviceUnavailableError: None is active.
+    """
+    active = sim.active()
+    if active is None:
+        raise DeviceUnavailableError(
+            "no simulated machine is active: work inside `with gpufut.sim.Machine():`"
+        )
+    return active
+
+
+def _event(event: EventHandle) -> sim.Event:
+    return cast(sim.Event, event)
+
+
+class SimRuntime:
+    """Streams and events of the active `gpufut.sim.Machine`."""
+
+    type = "sim"
+
+    def device_count(self) -> int:
+        active = sim.active()
+        return 0 if active is None else active.device_count
+
+    def create_stream(self, device: int, priority: int) -> StreamHandle:
+        return machine().stream(device, priority).handle
+
+    def stream_query(self, device: int, stream: StreamHandle) -> bool:
+        return machine().stream_from_handle(stream).query()
+
+    def stream_synchronize(
+        self, device: int, stream: StreamHandle, timeout: float | None
+    ) -> bool:
+        return machine().stream_from_handle(stream).synchronize(timeout)
+
+    def create_event(self, device: int) -> EventHandle:
+        return EventHandle(machine().event(device))
+
+    def record(self, device: int, event: EventHandle, stream: StreamHandle) -> None:
+        machine().stream_from_handle(stream).record(_event(event))
+
+    def wait(self, device: int, stream: StreamHandle, event: EventHandle) -> None:
+        machine().stream_from_handle(stream).wait(_event(event))
+
+    def query(self, device: int, event: EventHandle) -> bool:
+        return _event(event).query()
+
+    def synchronize(self, device: int, event: EventHandle, timeout: float | None) -> bool:
+        return _event(event).synchronize(timeout)
+
+
+RUNTIME: runtimes.Runtime = SimRuntime()
+
+# Pools hold handles of the machine that was active when they were filled.
+sim.on_switch(runtimes.reset)
