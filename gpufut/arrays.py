@@ -18,14 +18,14 @@ import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
 from gpufut.device import Device
-from gpufut.frameworks import Framework, Locate, locate_of
+from gpufut.frameworks import Framework, Place, array_type_of
 
-__all__ = ["HOST_TYPES", "Found", "find", "mark_opaque", "register_container"]
+__all__ = ["HOST_TESTS", "HOST_TYPES", "Found", "find", "mark_opaque", "register_container"]
 
 # An array that was found: its framework, its device (None: pinned host memory), itself.
 Found = tuple[Framework, Device | None, Any]
@@ -40,11 +40,16 @@ _ALWAYS_HOST: Final[frozenset[type]] = frozenset(
     }
 )  # fmt: skip
 
-# The tables that `find` looks into, by exact type. Every type is in at most one of them, and in none
-# before it is first seen. They are caches: emptying them at any time is safe.
+# The tables that `find` looks into, by exact type. A type is in none of them before it is first seen,
+# and in one of the first three from then on. They are caches: emptying them is always safe.
+#
+# Types of which no instance has to do with a device.
 HOST_TYPES: Final[set[type]] = set(_ALWAYS_HOST)
-_locate: Final[dict[type, Locate]] = {}
+# Array types, with the `on_host` of each; `_locate` has the other half.
+HOST_TESTS: Final[dict[type, Callable[[Any], object]]] = {}
+# How to get the items of an instance, as something that does not change while it is read.
 _children: Final[dict[type, Children]] = {}
+_locate: Final[dict[type, Callable[[Any], Place | None]]] = {}
 
 # Types made at run time (named tuples, local classes) would stay alive in the tables for ever: past
 # this many they are emptied, and the types in use are learnt again.
@@ -64,32 +69,34 @@ def find(value: object) -> list[Found]:
         DeviceUnavailableError: An array lies on a device that gpufut cannot serve.
     """
     found: list[Found] = []
-    todo = [value]
-    # id -> object, of what was looked into. Holding the objects keeps the ids theirs.
+    # id -> object, of what was found or looked into. Holding the objects keeps the ids theirs.
     seen: dict[int, object] = {}
+    todo: list[Iterable[Any]] = [(value,)]
     while todo:
-        item = todo.pop()
-        kind = type(item)
-        if kind in HOST_TYPES:
-            continue
-        locate = _locate.get(kind)
-        if locate is not None:
-            place = locate(item)
-            if place is not None and id(item) not in seen:
+        for item in todo.pop():
+            kind = type(item)
+            test = HOST_TESTS.get(kind)
+            if test is None:
+                if kind in HOST_TYPES:
+                    continue
+                key = id(item)
+                if key in seen:
+                    continue
+                children = _children.get(kind)
+                if children is None:
+                    _learn(kind)
+                    todo.append((item,))
+                    continue
+                seen[key] = item
+                try:
+                    todo.append(children(item))
+                except Exception:  # what cannot be looked into holds no array that we know of
+                    continue
+            elif not test(item) and id(item) not in seen:
                 seen[id(item)] = item
-                found.append((*place, item))
-            continue
-        children = _children.get(kind)
-        if children is None:
-            _learn(kind)
-            todo.append(item)
-            continue
-        if id(item) not in seen:
-            seen[id(item)] = item
-            try:
-                todo.extend(children(item))
-            except Exception:  # an object that cannot be looked into holds no array that we know of
-                continue
+                place = _locate[kind](item)
+                if place is not None:
+                    found.append((*place, item))
     return found
 
 
@@ -132,21 +139,25 @@ def mark_opaque(kind: type) -> None:
 
 def _forget_types() -> None:
     _children.clear()
-    _locate.clear()
+    HOST_TESTS.clear()
     HOST_TYPES.intersection_update(_ALWAYS_HOST)
 
 
 def _learn(kind: type) -> None:
     """Decide what to do with instances of *kind*."""
-    if len(_children) + len(_locate) + len(HOST_TYPES) > _MOST_TYPES:
+    if len(_children) + len(HOST_TESTS) + len(HOST_TYPES) > _MOST_TYPES:
         _forget_types()
     for base in kind.__mro__:
         if base in _registered:
-            _children[kind] = _registered[base]
+            if _registered[base] is _nothing:
+                HOST_TYPES.add(kind)
+            else:
+                _children[kind] = partial(_as_list, _registered[base])
             return
-    locate = locate_of(kind)
-    if locate is not None:
-        _locate[kind] = locate
+    array_type = array_type_of(kind)
+    if array_type is not None:
+        _locate[kind] = array_type.locate  # first: whoever finds the test expects it
+        HOST_TESTS[kind] = array_type.on_host
         return
     children = _children_of(kind)
     if children is None:
@@ -157,15 +168,15 @@ def _learn(kind: type) -> None:
 
 def _children_of(kind: type) -> Children | None:
     """How to look into instances of *kind*; None if there is nothing to look into."""
-    if kind in _EXACT:
-        return _EXACT[kind]
+    if kind in _IN_C:
+        return _IN_C[kind]
     if issubclass(kind, _OPAQUE) or _is_foreign_future(kind):
         return None
     numpy = sys.modules.get("numpy")
     if numpy is not None and issubclass(kind, (numpy.ndarray, numpy.generic, numpy.dtype)):
         return _objects_in_ndarray if issubclass(kind, numpy.ndarray) else None
     parts: list[Children] = [
-        children for base, children in _EXACT.items() if issubclass(kind, base)
+        children for base, children in _BASES.items() if issubclass(kind, base)
     ]
     slots = [
         member
@@ -192,42 +203,8 @@ def _nothing(item: object) -> Iterable[Any]:
     return ()
 
 
-def _itself(item: Iterable[Any]) -> Iterable[Any]:
-    return item
-
-
-# Methods of the exact base class, so that a subclass's own `__iter__` or `values` is not run.
-
-
-def _tuple_items(item: tuple[Any, ...]) -> Iterable[Any]:
-    return tuple.__iter__(item)
-
-
-def _list_items(item: list[Any]) -> Iterable[Any]:
-    return list.__iter__(item)
-
-
-def _dict_items(item: dict[Any, Any]) -> Iterable[Any]:
-    for key in dict.keys(item):  # noqa: SIM118  # the base class's, see above
-        if type(key) not in HOST_TYPES:
-            return (*dict.keys(item), *dict.values(item))
-    return dict.values(item)
-
-
-def _mapping_items(item: Any) -> Iterable[Any]:
-    return [part for pair in item.items() for part in pair]
-
-
-def _slot_values(slots: list[Any], item: object) -> Iterator[Any]:
-    for slot in slots:
-        try:
-            yield slot.__get__(item)
-        except AttributeError:  # never assigned
-            continue
-
-
-def _attribute_values(attributes: types.GetSetDescriptorType, item: object) -> Iterable[Any]:
-    return dict.values(attributes.__get__(item))
+def _as_list(children: Children, item: object) -> list[Any]:
+    return list(children(item))
 
 
 def _all_of(parts: list[Children], item: object) -> list[Any]:
@@ -241,36 +218,90 @@ def _all_of(parts: list[Children], item: object) -> list[Any]:
     return children
 
 
-def _partial_items(item: partial[Any]) -> Iterable[Any]:
+def _slot_values(slots: list[Any], item: object) -> list[Any]:
+    values = []
+    for slot in slots:
+        try:
+            values.append(slot.__get__(item))
+        except AttributeError:  # never assigned
+            continue
+    return values
+
+
+def _attribute_values(attributes: types.GetSetDescriptorType, item: object) -> list[Any]:
+    return list(attributes.__get__(item).values())
+
+
+# The methods of the base classes are named, so that a subclass's own `__iter__` is not run.
+
+
+def _tuple_items(item: tuple[Any, ...]) -> list[Any]:
+    return list(tuple.__iter__(item))
+
+
+def _dict_items(item: dict[Any, Any]) -> list[Any]:
+    for key in dict.keys(item):  # noqa: SIM118  # because a subclass may iterate otherwise
+        if type(key) is not str and type(key) not in HOST_TYPES:
+            return [*dict.keys(item), *dict.values(item)]
+    return list(dict.values(item))
+
+
+def _set_items(item: set[Any]) -> list[Any]:
+    return list(set.__iter__(item))
+
+
+def _frozenset_items(item: frozenset[Any]) -> list[Any]:
+    return list(frozenset.__iter__(item))
+
+
+def _deque_items(item: deque[Any]) -> list[Any]:
+    return list(deque.__iter__(item))
+
+
+def _mapping_items(item: Any) -> list[Any]:
+    return [part for pair in item.items() for part in pair]
+
+
+def _partial_items(item: partial[Any]) -> tuple[Any, ...]:
     return (item.func, item.args, item.keywords)
 
 
-def _generator_locals(item: types.GeneratorType[Any, Any, Any]) -> Iterable[Any]:
-    return () if item.gi_frame is None else item.gi_frame.f_locals.values()
+def _generator_locals(item: types.GeneratorType[Any, Any, Any]) -> list[Any]:
+    return [] if item.gi_frame is None else list(item.gi_frame.f_locals.values())
 
 
-def _exception_arguments(item: BaseException) -> Iterable[Any]:
+def _exception_arguments(item: BaseException) -> tuple[Any, ...]:
     return item.args
 
 
 def _objects_in_ndarray(item: Any) -> Iterable[Any]:
-    return item.ravel().tolist() if item.dtype.hasobject else ()
+    items: Iterable[Any] = item.ravel().tolist() if item.dtype.hasobject else ()
+    return items
 
 
-_EXACT: Final[dict[type, Children]] = {
+# Containers by base class; a subclass may be several of them, and have attributes besides.
+_BASES: Final[dict[type, Children]] = {
     tuple: _tuple_items,
-    list: _list_items,
+    list: list.copy,
     dict: _dict_items,
-    set: set.__iter__,
-    frozenset: frozenset.__iter__,
-    deque: deque.__iter__,
-    types.MappingProxyType: _mapping_items,
-    type({}.keys()): _itself,
-    type({}.values()): _itself,
-    type({}.items()): _itself,
+    set: _set_items,
+    frozenset: _frozenset_items,
+    deque: _deque_items,
     partial: _partial_items,
-    types.GeneratorType: _generator_locals,
     BaseException: _exception_arguments,
+}
+# Containers by exact type, where one call into C is enough.
+_IN_C: Final[dict[type, Children]] = {
+    **_BASES,
+    tuple: tuple,
+    set: list,
+    frozenset: list,
+    deque: list,
+    types.MappingProxyType: _mapping_items,
+    types.GeneratorType: _generator_locals,
+    type({}.keys()): list,
+    type({}.values()): list,
+    type({}.items()): list,
 }
 # types.MethodType is here although its `__self__` may hold arrays: a bound method as value is a
 # callback, and behind its object usually stands the whole program.

@@ -1,4 +1,4 @@
-"""Many futures into one. Built on the public methods of `Future` alone."""
+"""Many futures into one. Built on what the room of futures offers, and on none of its fields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from gpufut.errors import CancelledError
-from gpufut.future import Future
+from gpufut.future import Collector, Future
 
 __all__ = ["as_completed", "collect_all", "collect_any", "wait_all"]
 
@@ -54,18 +54,7 @@ def collect_all(futures: Iterable[Future[T]]) -> Future[list[Future[T]]]:
     if not checked:
         collected.set_result([])
         return collected
-    # One draw for each success; who draws the last one completes. Drawing is atomic.
-    left = itertools.count(len(checked) - 1, -1)
-
-    def count(future: Future[T]) -> None:
-        error = _error_of(future)
-        if error is not None:
-            collected.try_set_exception(error)
-        elif next(left) == 0:
-            collected.try_set_result(checked)
-
-    for future in checked:
-        future.add_done_callback(count, lend_streams=False)
+    Collector(collected, checked).start()
     return collected
 
 

@@ -16,7 +16,8 @@ atomic operation of the interpreter:
    If not, both may see it: `list.remove` here or `list.pop` there takes it, exactly once.
 4. *Run.* Only the winner takes entries from the end of the list, which it reversed first.
 
-Entries are tuples whose first two fields never compare equal by user code, so `remove` runs none.
+`remove` compares, and must not run user code. So the first two fields tell entries apart, or their
+callbacks are plain functions, of which equal ones are the same.
 
 Callbacks that complete futures that have callbacks do not nest: `_run` keeps its own stack of work.
 User code that nests (a callback completing another future) does so up to `MAX_NESTING` levels, then
@@ -25,16 +26,18 @@ is deferred to the outermost `_run` of its thread, or to a `wait` on that thread
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, Final, Generic, NoReturn, TypeVar, cast
 
 from gpufut.errors import CancelledError, DeadlockError, InvalidStateError
 from gpufut.handoff import (
+    HOST_TESTS,
     HOST_TYPES,
     Handoff,
     before_blocking,
@@ -45,7 +48,7 @@ from gpufut.handoff import (
     resolve_streams,
 )
 
-__all__ = ["Future"]
+__all__ = ["Collector", "Future"]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -62,8 +65,8 @@ MAX_NESTING: Final = 16
 
 # What is to be called on completion: (how, target, callback). `how` returns the future that it
 # completed, whose own entries come next, or None.
+# A callback of None is an errand of this module: it runs no user code and launches nothing.
 Entry = tuple[Callable[["Future[Any]", Any, Any], "Future[Any] | None"], Any, Any]
-Work = list[tuple["Future[Any]", list[Entry]]]
 
 
 class Future(Generic[T]):
@@ -189,8 +192,11 @@ class Future(Generic[T]):
         Streams: adds waits to the current streams of every loaded framework on each device of the
             value, or to *stream*. Switches none.
         """
-        if self._state == VALUE and timeout is None and stream is None:
-            return cast(T, self._result)
+        if timeout is None and stream is None:
+            if self._state == PENDING:
+                self._block(None)
+            if self._state == VALUE:
+                return self._result  # type: ignore[no-any-return]  # because a cast() costs a call
         try:
             deadline = _deadline(timeout)
             if self._state == PENDING:
@@ -260,7 +266,7 @@ class Future(Generic[T]):
         short; they may wait for other futures.
         """
         child: Future[T] = Future()
-        self._notify((_run_synchronized, child, None))
+        self._notify((_synchronized, child, None))
         return child
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -286,7 +292,7 @@ class Future(Generic[T]):
                 except RuntimeError:
                     pass  # the loop is closed: nobody is left to be woken
 
-            entry = (_run_notice, object(), wake)
+            entry = (_wake, object(), wake)
             self._notify(entry)
             try:
                 yield from waiter
@@ -322,8 +328,13 @@ class Future(Generic[T]):
 
         Streams: records on the current streams of the arrays' frameworks. Never blocks on a device.
         """
-        if type(result) in HOST_TYPES and streams is None and arrays is None:
-            # The short cut for values that cannot hold a device array: no call but this one.
+        kind = type(result)
+        if (
+            (kind in HOST_TYPES or (kind in HOST_TESTS and HOST_TESTS[kind](result)))
+            and streams is None
+            and arrays is None
+        ):
+            # The short cut for a value that no device has to do with.
             try:
                 plain = self._declared is None
                 if plain:
@@ -334,12 +345,12 @@ class Future(Generic[T]):
                 self._result = result
                 self._state = VALUE
                 if self._entries:
-                    _run_callbacks(self)
+                    _run(self, self._entries)
                 return
         if not self._settle_value(result, streams, arrays):
             raise _already_complete()
         if self._entries:
-            _run_callbacks(self)
+            _run(self, self._entries)
 
     def set_exception(self, result: BaseException) -> None:
         """Complete the future with an exception: the same object is raised to whoever waits.
@@ -361,7 +372,7 @@ class Future(Generic[T]):
         if not self._settle_value(result, streams, arrays):
             return False
         if self._entries:
-            _run_callbacks(self)
+            _run(self, self._entries)
         return True
 
     def try_set_exception(self, result: BaseException) -> bool:
@@ -374,7 +385,7 @@ class Future(Generic[T]):
         if not self._settle_error(result):
             return False
         if self._entries:
-            _run_callbacks(self)
+            _run(self, self._entries)
         return True
 
     def cancel(self) -> bool:
@@ -386,7 +397,7 @@ class Future(Generic[T]):
         if not self._settle(CANCELLED, None, None):
             return False
         if self._entries:
-            _run_callbacks(self)
+            _run(self, self._entries)
         return True
 
     # -- callbacks ---------------------------------------------------------------------------------
@@ -410,10 +421,15 @@ class Future(Generic[T]):
             the other. No lock is held while they run.
         Streams: current streams and devices are restored after each callback.
         """
-        if not callable(callback):
+        if type(callback) is not FunctionType and not callable(callback):
             raise _not_callable("then", callback)
         child: Future[S] = Future()
-        self._notify((_run_then, child, callback))
+        entry: Entry = (_then, child, callback)
+        if self._state == PENDING:  # `_notify`, written out: this is the hot path
+            self._entries.append(entry)
+            if self._state == PENDING or not self._forget(entry):
+                return child
+        _run(self, [entry])
         return child
 
     def then_async(self, callback: Callable[[Future[T]], Future[S]]) -> Future[S]:
@@ -428,7 +444,7 @@ class Future(Generic[T]):
         if not callable(callback):
             raise _not_callable("then_async", callback)
         child: Future[S] = Future()
-        self._notify((_run_then_async, child, callback))
+        self._notify((_then_async, child, callback))
         return child
 
     def add_done_callback(
@@ -447,9 +463,18 @@ class Future(Generic[T]):
         Raises:
             TypeError: *callback* cannot be called.
         """
-        if not callable(callback):
+        if type(callback) is FunctionType:
+            token = None
+        elif callable(callback):
+            token = object()  # so that entries are told apart without comparing the callbacks
+        else:
             raise _not_callable("add_done_callback", callback)
-        self._notify((_run_done if lend_streams else _run_done_plainly, object(), callback))
+        entry: Entry = (_done if lend_streams else _done_plainly, token, callback)
+        if self._state == PENDING:  # `_notify`, written out: this is the hot path
+            self._entries.append(entry)
+            if self._state == PENDING or not self._forget(entry):
+                return
+        _run(self, [entry])
 
     def remove_done_callback(self, callback: Callable[[Future[T]], object]) -> int:
         """Take back every registration of *callback* by `add_done_callback` that has not begun.
@@ -459,7 +484,7 @@ class Future(Generic[T]):
         """
         removed = 0
         for entry in list(self._entries):
-            if entry[0] in (_run_done, _run_done_plainly) and entry[2] == callback:
+            if entry[0] in (_done, _done_plainly) and entry[2] == callback:
                 removed += self._forget(entry)
         return removed
 
@@ -468,7 +493,7 @@ class Future(Generic[T]):
     def __repr__(self) -> str:
         state = self._state
         if state == PENDING:
-            callbacks = sum(1 for how, _, _ in list(self._entries) if how is not _run_notice)
+            callbacks = sum(1 for how, _, _ in list(self._entries) if how is not _wake)
             text = "pending" + (f", {callbacks} callbacks" if callbacks != 1 else ", 1 callback")
             if not callbacks:
                 text = "pending"
@@ -527,17 +552,11 @@ class Future(Generic[T]):
         """Have *entry* run on completion; now, if the future is complete."""
         if self._state == PENDING:
             self._entries.append(entry)
-            if self._state == PENDING:
-                return  # the claimer looks at the entries after publishing: it will see this one
-            try:
-                self._entries.remove(entry)
-            except ValueError:
-                return  # it has seen it
-        thread = _local.thread
-        if len(thread.running) < MAX_NESTING:
-            _run(thread, [(self, [entry])])
-        else:
-            thread.deferred.append((self, [entry]))
+            # The claimer looks at the entries after publishing: if the future is still pending now,
+            # it will see this one. If not, it may have, and then the entry is no longer there.
+            if self._state == PENDING or not self._forget(entry):
+                return
+        _run(self, [entry])
 
     def _forget(self, entry: Entry) -> bool:
         """Take *entry* back. False if it is being run, or has been."""
@@ -554,32 +573,33 @@ class Future(Generic[T]):
             TimeoutError: The deadline, in `time.monotonic()` seconds, has passed.
         """
         thread = _local.thread
-        if thread.running or thread.deferred:
+        if thread.depth:
             self._check_deadlock(thread)
             while thread.deferred and self._state == PENDING:
-                _run(thread, [thread.deferred.popleft()])
-            if self._state != PENDING:
-                return
-        before_blocking()
+                _run_deferred(thread)
+            before_blocking()
         gate = allocate_lock()
         gate.acquire()
-        entry = (_run_notice, gate, gate.release)
-        landed = False
+        entry = (_wake, gate, gate.release)
         try:
             # In front: a waiter is woken before any callback runs.
             self._entries.insert(0, entry)
             if self._state != PENDING:
-                return
-            seconds = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-            landed = gate.acquire(True, min(seconds, threading.TIMEOUT_MAX))
-        finally:
-            if not landed:
                 self._forget(entry)
-        if self._state == PENDING:
-            raise TimeoutError("the future was not complete in time; it is still pending")
+            elif deadline is None:
+                gate.acquire()
+            else:
+                left = deadline - time.monotonic()
+                if not gate.acquire(True, max(0.0, min(left, threading.TIMEOUT_MAX))):
+                    self._forget(entry)
+                    if self._state == PENDING:
+                        raise TimeoutError("the future was not complete in time; it is still pending")
+        except BaseException:  # Ctrl-C
+            self._forget(entry)
+            raise
 
     def _check_deadlock(self, thread: _Thread) -> None:
-        if any(target is self for target in thread.running):
+        if any(target is self for target in (*thread.outer, thread.target)):
             raise DeadlockError(
                 "waiting for a future from inside the callback whose return completes it: "
                 "return the value instead, or return another future from then_async()"
@@ -623,15 +643,18 @@ mark_opaque(Future)  # another future's outcome is not part of this one's value
 class _Thread:
     """What one thread is in the middle of.
 
-    running     the targets of the entries that are running, innermost last
+    depth       how many calls of `_run` are on its stack
+    target      the target of the entry that is running; `outer`: those of the calls around it
     deferred    work that would have nested too deep
     interrupt   a KeyboardInterrupt or the like that a callback raised, on its way out
     """
 
-    __slots__ = ("deferred", "interrupt", "running")
+    __slots__ = ("deferred", "depth", "interrupt", "outer", "target")
 
     def __init__(self) -> None:
-        self.running: list[object] = []
+        self.depth = 0
+        self.target: object = None
+        self.outer: list[object] = []
         self.deferred: deque[tuple[Future[Any], list[Entry]]] = deque()
         self.interrupt: BaseException | None = None
 
@@ -644,63 +667,90 @@ class _Local(threading.local):
 _local = _Local()
 
 
-def _run_callbacks(future: Future[Any]) -> None:
-    """Run the entries of a future that this thread has just completed."""
-    entries = _in_running_order(future)
-    thread = _local.thread
-    if len(thread.running) < MAX_NESTING:
-        _run(thread, [(future, entries)])
-        return
-    # Blocked threads need not wait for this one to come back to its outermost call.
-    while entries and entries[-1][0] is _run_notice:
-        entry = entries.pop()
-        if entry[0] is not _run_notice:  # a waiter has just given up and taken itself away
-            entries.append(entry)
-            break
-        entry[2]()
-    thread.deferred.append((future, entries))
+def _run(parent: Future[Any], entries: list[Entry]) -> None:
+    """Run the entries of a completed future, and those of the futures that they complete.
 
-
-def _in_running_order(future: Future[Any]) -> list[Entry]:
-    """The entries, first one last, so that each can be taken from the end in constant time.
-
-    Whoever registers from now on sees that the future is complete, and takes its entry back.
+    Depth first and in constant stack. The entries are in order of registration, waiters in front.
+    Nobody adds to them any more: who registers now sees that the future is complete, and takes its
+    entry back.
     """
-    entries = future._entries
+    # The thread's state, once there is a user's callback to run. Waking a thread or counting down
+    # runs no code that could nest, and is not slowed down by keeping account of it.
+    thread: _Thread | None = None
+    depth = 0
+    # What is left to run on the way down to the present future. A chain leaves nothing behind.
+    work: list[tuple[Future[Any], list[Entry]]] | None = None
     if len(entries) > 1:
-        entries.reverse()
-    return entries
-
-
-def _run(thread: _Thread, work: Work) -> None:
-    """Run entries, and those of the futures that they complete, depth first in constant stack."""
-    running = thread.running
-    running.append(None)
-    outermost = len(running) == 1
-    try:
-        while True:
-            try:
-                while work:
-                    parent, entries = work[-1]
+        entries.reverse()  # so that each can be taken from the end, in constant time
+    while True:
+        try:
+            while True:
+                while entries:
                     try:
                         how, target, callback = entries.pop()
-                    except IndexError:
-                        work.pop()
+                    except IndexError:  # a waiter has just given up and taken itself away
+                        break
+                    settled: Future[Any] | None
+                    if thread is None:
+                        if how is _wake:
+                            callback()
+                            continue
+                        if callback is not None:
+                            thread = _local.thread
+                            depth = thread.depth
+                            if depth >= MAX_NESTING:
+                                entries.append((how, target, callback))
+                                _defer(thread, (*(work or ()), (parent, entries)))
+                                return
+                            thread.depth = depth + 1
+                            if depth:
+                                thread.outer.append(thread.target)
+                    # The callbacks of values without device work are called right here: one more
+                    # call would be a good part of what they cost.
+                    if how is _then and parent._handoff is None:
+                        settled = thread.target = target  # type: ignore[union-attr]  # because a callback that is not None has set it
+                        try:
+                            result = callback(parent)
+                            if type(result) not in HOST_TYPES:
+                                target._settle_value(result)
+                            else:  # as in `set_result`
+                                del target._declared
+                                target._result = result
+                                target._state = VALUE
+                        except BaseException as error:
+                            _fail(target, error)
+                    elif how is _done_plainly or (how is _done and parent._handoff is None):
+                        try:
+                            callback(parent)
+                        except BaseException as error:
+                            _report(parent, error)
                         continue
-                    if not entries:
-                        work.pop()  # before the call: a chain of any length needs one place here
-                    running[-1] = target
-                    settled = how(parent, target, callback)
+                    else:
+                        if thread is not None:
+                            thread.target = target
+                        settled = how(parent, target, callback)
                     if settled is not None and settled._entries:
-                        work.append((settled, _in_running_order(settled)))
-                if not (outermost and thread.deferred):
+                        if entries:
+                            work = work or []
+                            work.append((parent, entries))
+                        parent, entries = settled, settled._entries
+                        if len(entries) > 1:
+                            entries.reverse()
+                if work:
+                    parent, entries = work.pop()
+                elif thread is not None and not depth and thread.deferred:
+                    parent, entries = thread.deferred.popleft()
+                else:
                     break
-                work.append(thread.deferred.popleft())
-            except BaseException as error:
-                # A signal between two callbacks. The rest must still run: others wait for it.
-                thread.interrupt = thread.interrupt or error
-    finally:
-        running.pop()
+            break
+        except BaseException as error:
+            # A signal between two callbacks. The rest must still run: others wait for it.
+            _interrupt(error)
+            thread = thread or _local.thread
+    if thread is None:
+        return
+    thread.depth = depth
+    thread.target = thread.outer.pop() if depth else None
     if thread.interrupt is not None:
         interrupt, thread.interrupt = thread.interrupt, None
         try:
@@ -709,22 +759,40 @@ def _run(thread: _Thread, work: Work) -> None:
             del interrupt  # the traceback keeps this frame
 
 
-def _run_then(
+def _defer(thread: _Thread, left: Iterable[tuple[Future[Any], list[Entry]]]) -> None:
+    """Leave entries, in running order, to the outermost `_run` of this thread, or to a `wait` that
+    needs them. Waiters of the first future have been woken: they stand in front."""
+    thread.deferred.extend(reversed(tuple(left)))
+
+
+def _run_deferred(thread: _Thread) -> None:
+    """Run what was deferred first, deeper than `MAX_NESTING`: somebody here cannot go on without."""
+    parent, entries = thread.deferred.popleft()
+    entries.reverse()
+    depth, thread.depth = thread.depth, 1
+    try:
+        _run(parent, entries)
+    finally:
+        thread.depth = depth
+
+
+# What is to be done with an entry. For the two that `_run` does itself when there is no hand-off, this
+# is what they do when there is one.
+
+
+def _then(
     parent: Future[Any], child: Future[Any], callback: Callable[[Future[Any]], object]
 ) -> Future[Any]:
     try:
-        if parent._handoff is None:
+        with cast(Handoff, parent._handoff).lend_streams():
+            # Settled while the pool streams are current: the child's events belong on them.
             child._settle_value(callback(parent))
-        else:
-            with parent._handoff.lend_streams():
-                # Settled while the pool streams are current: its events belong on them.
-                child._settle_value(callback(parent))
     except BaseException as error:
         _fail(child, error)
     return child
 
 
-def _run_then_async(
+def _then_async(
     parent: Future[Any], child: Future[Any], callback: Callable[[Future[Any]], Future[Any]]
 ) -> Future[Any] | None:
     try:
@@ -744,65 +812,99 @@ def _run_then_async(
         _fail(child, error)
         return child
     if inner._state == PENDING:
-        inner._notify((_run_adopt, child, None))
+        inner._notify((_adopt, child, None))
         return None
     child._settle_like(inner)
     return child
 
 
-def _run_adopt(parent: Future[Any], child: Future[Any], _: None) -> Future[Any]:
+def _adopt(parent: Future[Any], child: Future[Any], _: None) -> Future[Any]:
     child._settle_like(parent)
     return child
 
 
-def _run_done(
-    parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]
-) -> Future[Any] | None:
-    if parent._handoff is None:
-        return _run_done_plainly(parent, _, callback)
+def _done(parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]) -> None:
     try:
-        with parent._handoff.lend_streams():
+        with cast(Handoff, parent._handoff).lend_streams():
             callback(parent)
     except BaseException as error:
         _report(parent, error)
-    return None
 
 
-def _run_done_plainly(
-    parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]
-) -> Future[Any] | None:
-    try:
-        callback(parent)
-    except BaseException as error:
-        _report(parent, error)
-    return None
+def _done_plainly(parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]) -> None:
+    """`_done` without streams; the name stands for it in entries, `_run` does it."""
+    callback(parent)
 
 
-def _run_notice(parent: Future[Any], _: object, notify: Callable[[], object]) -> None:
-    """For gpufut's own short errands, which must not raise: no streams are lent."""
-    notify()
+def _wake(parent: Future[Any], _: object, wake: Callable[[], object]) -> None:
+    """Tell a waiter, by a function of ours that neither raises nor runs user code."""
+    wake()
 
 
-def _run_synchronized(parent: Future[Any], child: Future[Any], _: None) -> Future[Any] | None:
+class Collector:
+    """Completes one future when many others have succeeded, or as soon as one has not."""
+
+    __slots__ = ("collected", "futures", "left")
+
+    def __init__(self, collected: Future[Any], futures: list[Future[Any]]) -> None:
+        self.collected = collected
+        self.futures = futures
+        # One draw for each success. Drawing is atomic, so exactly one draws 0.
+        self.left = itertools.count(len(futures) - 1, -1)
+
+    def start(self) -> None:
+        """Watch the futures, of which there is at least one."""
+        entry: Entry = (_count, self, None)  # the same for all: it holds nothing of any of them
+        for future in self.futures:
+            if future._state == PENDING:  # `_notify`, written out: lists are long
+                future._entries.append(entry)
+                if future._state == PENDING or not future._forget(entry):
+                    continue
+            _run(future, [entry])
+
+
+def _count(parent: Future[Any], collector: Collector, _: None) -> Future[Any] | None:
+    if parent._state == VALUE or parent._state == FENCED:
+        if next(collector.left):
+            return None
+        collector.collected._settle(VALUE, collector.futures, None)
+    elif not collector.collected._settle_like(parent):
+        return None
+    return collector.collected
+
+
+def _synchronized(parent: Future[Any], child: Future[Any], _: None) -> Future[Any] | None:
     handoff = parent._handoff
     if parent._state != FENCED or handoff is None:
         child._settle_like(parent)
         return child
     value = parent._result
 
-    def finished(error: BaseException | None) -> None:
+    def finish(error: BaseException | None) -> None:
         if error is not None:
-            child.try_set_exception(error)
-        elif child._settle(VALUE, value, None) and child._entries:
-            _run_callbacks(child)
+            child._settle_error(error)
+        else:
+            child._settle(VALUE, value, None)
 
-    handoff.on_finished(finished)
-    return None
+    def finish_and_run(error: BaseException | None) -> None:
+        finish(error)
+        if child._entries:
+            _run(child, child._entries)
+
+    try:
+        if not handoff.query():
+            handoff.on_finished(finish_and_run)
+            return None
+    except Exception as error:  # the device's
+        finish(error)
+    else:
+        finish(None)
+    return child
 
 
 def _fail(child: Future[Any], error: BaseException) -> None:
-    """Complete *child* with what its callback raised."""
-    # The first frame of the traceback is `_run_then`'s, which holds the child: left in, child and
+    """Complete *child*, unless it was cancelled meanwhile, with what its callback raised."""
+    # The first frame of the traceback is that of our caller, which holds the child: left in, child and
     # exception would keep each other alive.
     traceback = error.__traceback__
     child._settle_error(error.with_traceback(traceback.tb_next if traceback else None))

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from gpufut import reactor, runtimes
-from gpufut.arrays import HOST_TYPES, Found, find, mark_opaque
+from gpufut.arrays import HOST_TESTS, HOST_TYPES, Found, find, mark_opaque
 from gpufut.device import Device, parse_devices
 from gpufut.errors import DeviceUnavailableError, ForkError
 from gpufut.frameworks import Framework
@@ -31,6 +31,7 @@ from gpufut.streams import (
 )
 
 __all__ = [
+    "HOST_TESTS",
     "HOST_TYPES",
     "Handoff",
     "before_blocking",
@@ -101,8 +102,6 @@ def record(
     Streams: one event on each distinct stream. Blocks on no device, creates nothing on devices that
         neither the value, nor *declared*, nor *streams* names.
     """
-    if type(value) in HOST_TYPES and declared is None and streams is None and arrays is None:
-        return None
     found = find(value if arrays is None else arrays)
     if not found and declared is None and not streams:
         return None
@@ -303,17 +302,9 @@ class Handoff:
     def on_finished(self, tell: Callable[[BaseException | None], object]) -> None:
         """Call ``tell(None)`` when the work has finished, or ``tell(error)`` if the device fails.
 
-        In the reactor's thread, or in this one if there is nothing to wait for.
+        In the reactor's thread.
         """
-        try:
-            finished = self.query()
-        except BaseException as error:
-            tell(error)
-            return
-        if finished:
-            tell(None)
-        else:
-            reactor.watch(self.query, tell)
+        reactor.watch(self.query, tell)
 
     def _check_process(self) -> None:
         if self._forks != runtimes.forks():

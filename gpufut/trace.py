@@ -322,7 +322,8 @@ _STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #1b2330; --muted: #667085; --line: #e3e7ed;
-  --grid: #eef0f4; --band: #f7f8fb; --arrow: #475467; --accent: #c2410c; --shade: rgba(16,24,40,.10);
+  --grid: #eef0f4; --band: #f7f8fb; --arrow: #475467; --accent: #c2410c;
+  --shade: rgba(16,24,40,.10);
 }
 @media (prefers-color-scheme: dark) {
   :root {
@@ -361,7 +362,9 @@ h1 { margin: 0 0 2px; font-size: 21px; letter-spacing: -.01em; }
   position: relative; background: var(--card); border: 1px solid var(--line); border-radius: 12px;
   box-shadow: 0 1px 3px var(--shade); overflow: clip;
 }
-#axis { position: sticky; top: 0; z-index: 2; display: block; width: 100%; background: var(--card); }
+#axis {
+  position: sticky; top: 0; z-index: 2; display: block; width: 100%; background: var(--card);
+}
 #body { display: block; width: 100%; cursor: grab; touch-action: pan-y; outline: none; }
 #body:focus-visible { box-shadow: inset 0 0 0 2px var(--accent); border-radius: 0 0 12px 12px; }
 #body.drag { cursor: grabbing; }
@@ -393,7 +396,7 @@ _SCRIPT = """
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id);
 const axis = $("axis"), body = $("body"), tip = $("tip");
-const LANE = 25, BAR = 18, HEAD = 46, GAP = 9, AXIS = 34, RIGHT = 14;
+const LANE = 24, BAR = 17, HEAD = 38, GROUP = 18, FOOT = 14, AXIS = 34, RIGHT = 14;
 const hidden = new Set();
 let showArrows = true, gutter = 150, width = 0, height = 0, theme = {};
 let view = [0, 1], hover = null, pinned = null, mouse = null, pending = false;
@@ -405,11 +408,11 @@ for (const run of data.runs) {
   run.y = y; y += HEAD;
   let group = null;
   for (const lane of run.lanes) {
-    if (group !== null && lane.group !== group) y += GAP;
     lane.first = lane.group !== group; group = lane.group;
+    if (lane.first) y += GROUP;
     lane.y = y; y += LANE;
   }
-  y += 15; run.bottom = y;
+  y += FOOT; run.bottom = y;
   for (const s of run.spans) s.run = run;
   // Short spans are drawn last, so that they stay visible when they share a lane with long ones.
   run.spans.sort((a, b) => (b.t1 - b.t0) - (a.t1 - a.t0));
@@ -503,7 +506,7 @@ function clipped(c, text, room) {
     const mid = (lo + hi + 1) >> 1;
     if (c.measureText(text.slice(0, mid) + "\\u2026").width <= room) lo = mid; else hi = mid - 1;
   }
-  return lo > 1 ? text.slice(0, lo) + "\\u2026" : "";
+  return lo > 3 ? text.slice(0, lo) + "\\u2026" : "";
 }
 function textOn(colour) {
   const n = parseInt(colour.slice(1), 16);
@@ -525,61 +528,57 @@ function drawRun(c, run, marks, lit) {
     if (odd) { c.fillStyle = theme.band; c.fillRect(gutter, lane.y, width - gutter, LANE); }
     odd = !odd;
   }
-  const top = run.lanes.length ? run.lanes[0].y : run.y + HEAD;
+  const top = run.y + HEAD, foot = run.bottom - FOOT;
   c.fillStyle = theme.grid;
-  for (const t of marks) if (x(t) >= gutter) c.fillRect(x(t) - .5, top, 1, run.bottom - 15 - top);
+  for (const t of marks) if (x(t) >= gutter) c.fillRect(x(t) - .5, top, 1, foot - top);
 
   c.save();
   c.beginPath(); c.rect(gutter, run.y, width - gutter, run.bottom - run.y); c.clip();
   const endX = x(run.end);
   c.strokeStyle = theme.muted; c.setLineDash([3, 3]); c.beginPath();
-  c.moveTo(endX + .5, top - 4); c.lineTo(endX + .5, run.bottom - 15); c.stroke();
+  c.moveTo(endX + .5, top + 4); c.lineTo(endX + .5, foot); c.stroke();
   c.setLineDash([]);
   for (const s of run.spans) drawSpan(c, run, s, lit);
   if (showArrows) for (const a of run.arrows) drawArrow(c, run, a, lit);
   font(c, 12, 600); c.fillStyle = theme.ink;
   const flag = seconds(run.end), flagW = c.measureText(flag).width;
   c.textAlign = endX + flagW + 10 > width ? "right" : "left";
-  c.fillText(flag, endX + (c.textAlign === "right" ? -5 : 6), top - 9);
+  c.fillText(flag, endX + (c.textAlign === "right" ? -5 : 6), top + 9);
   c.restore();
 
-  c.fillStyle = theme.card; c.fillRect(0, run.y + HEAD - 8, gutter, run.bottom - run.y - HEAD + 8);
   c.textAlign = "left";
   for (const lane of run.lanes) {
     const mid = lane.y + LANE / 2;
     if (lane.first) {
-      font(c, 10.5, 600); c.fillStyle = theme.muted;
-      c.save(); c.translate(13, groupMiddle(run, lane)); c.rotate(-Math.PI / 2);
-      c.textAlign = "center"; c.fillText(lane.group, 0, 0); c.restore();
-      c.fillStyle = theme.line; c.fillRect(23, lane.y + 2, 1, groupHeight(run, lane) - 4);
+      font(c, 11.5, 600); c.fillStyle = theme.muted; c.textAlign = "left";
+      c.fillText(lane.group, 16, lane.y - 8);
     }
     font(c, 13); c.fillStyle = theme.ink; c.textAlign = "left";
-    c.fillText(clipped(c, lane.label, gutter - 32 - 48), 32, mid);
+    c.fillText(clipped(c, lane.label, gutter - 24 - 48), 24, mid);
     font(c, 11.5); c.fillStyle = theme.muted; c.textAlign = "right";
     c.fillText(Math.round(lane.busy * 100) + " %", gutter - 12, mid);
   }
-  c.fillStyle = theme.line; c.fillRect(gutter - .5, top, 1, run.bottom - 15 - top);
+  c.fillStyle = theme.line; c.fillRect(gutter - .5, top, 1, foot - top);
 }
-const groupHeight = (run, lane) => run.lanes.filter(l => l.group === lane.group).length * LANE;
-const groupMiddle = (run, lane) => lane.y + groupHeight(run, lane) / 2;
 
 function drawSpan(c, run, s, lit) {
   if (hidden.has(s.cat)) return;
   const x0 = x(s.t0), x1 = x(s.t1);
   if (x1 < gutter - 1 || x0 > width) return;
   const left = Math.max(x0, gutter - 8), w = Math.max(1.2, Math.min(x1, width + 8) - left);
-  const top = run.lanes[s.lane].y + (LANE - BAR) / 2;
+  const tall = s.t1 > s.t0 ? BAR : BAR * .5;  // a moment is a short tick
+  const top = run.lanes[s.lane].y + (LANE - tall) / 2;
   const colour = data.categories[s.cat].colour;
   c.globalAlpha = lit && s.item !== lit ? .2 : 1;
   c.fillStyle = colour;
   // A hairline between neighbours: shrink wide bars by half a pixel, never thin ones.
-  rounded(c, left, top, w > 4 ? w - .6 : w, BAR, 3.5); c.fill();
+  rounded(c, left, top, w > 4 ? w - .6 : w, tall, 3.5); c.fill();
   if (hover === s) { c.strokeStyle = theme.ink; c.lineWidth = 1.5; c.stroke(); c.lineWidth = 1; }
   if (w > 26) {
     font(c, 11.5); c.fillStyle = textOn(colour); c.textAlign = "left";
     const from = Math.max(left, gutter) + 5;
     const text = clipped(c, s.label, left + w - from - 4);
-    if (text) c.fillText(text, from, top + BAR / 2 + .5);
+    if (text) c.fillText(text, from, top + tall / 2 + .5);
   }
   c.globalAlpha = 1;
 }
@@ -654,8 +653,9 @@ function showTip(s, cx, cy) {
   cat.append(dot, data.categories[s.cat].label + " \\u00b7 " + lane.group + ": " + lane.label);
   const word = data.simulated ? " simulated" : "";
   tip.append(name, cat,
-    row("num", seconds(s.t1 - s.t0) + word + "  (" + seconds(s.t0) + " \\u2192 "
-      + seconds(s.t1) + ")"));
+    row("num", s.t1 > s.t0
+      ? seconds(s.t1 - s.t0) + word + "  (" + seconds(s.t0) + " \\u2192 " + seconds(s.t1) + ")"
+      : "at " + seconds(s.t0) + word));
   if (s.detail) tip.append(row("more", s.detail));
   tip.style.display = "block";
   const box = tip.getBoundingClientRect();
@@ -745,7 +745,7 @@ $("fit").onclick = () => setView(...fit());
 
 const probe = document.createElement("canvas").getContext("2d");
 probe.font = "13px " + getComputedStyle(document.body).fontFamily;
-gutter = Math.min(260, 32 + 54 + Math.max(60, ...data.runs.flatMap(
+gutter = Math.min(260, 24 + 58 + Math.max(60, ...data.runs.flatMap(
   r => r.lanes.map(l => probe.measureText(l.label).width))));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 new ResizeObserver(draw).observe($("chart"));

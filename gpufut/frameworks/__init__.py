@@ -11,12 +11,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from gpufut.device import Device
 from gpufut.runtimes import StreamHandle
 
-__all__ = ["Adapter", "Framework", "Locate", "Place", "loaded", "locate_of", "stream_of"]
+__all__ = ["Adapter", "ArrayType", "Framework", "Place", "array_type_of", "loaded", "stream_of"]
 
 
 class Framework(Protocol):
@@ -56,9 +56,19 @@ class Framework(Protocol):
 # may still be filling.
 Place = tuple[Framework, Device | None]
 
-# Answers where an array lives; None if it lies in host memory that no device touches. Creates no
-# context. Raises if the array is on a device that gpufut cannot serve.
-Locate = Callable[[Any], Place | None]
+
+class ArrayType(NamedTuple):
+    """How to treat the instances of one array type. Neither function creates a context.
+
+    Attributes:
+        on_host: True if the array lies in host memory into which no device can be writing. Called
+            for each array of each value, so it is worth having in C.
+        locate: Where an array lives for which `on_host` is false. None if it turns out that no
+            device touches it. Raises if it is on a device that gpufut cannot serve.
+    """
+
+    on_host: Callable[[Any], object]
+    locate: Callable[[Any], Place | None]
 
 
 class Adapter(Protocol):
@@ -67,8 +77,8 @@ class Adapter(Protocol):
     def frameworks(self) -> Sequence[Framework]:
         """Those of its frameworks that can be used now."""
 
-    def locate_of(self, kind: type) -> Locate | None:
-        """How to locate instances of *kind*; None if it is no array type of this adapter."""
+    def array_type(self, kind: type) -> ArrayType | None:
+        """How to treat instances of *kind*; None if it is no array type of this adapter."""
 
     def stream_of(self, stream: object) -> tuple[Device, StreamHandle] | None:
         """The device and handle of a stream object; None if it is none of this adapter's."""
@@ -95,16 +105,16 @@ def adapter_of(root: str) -> Adapter | None:
     return adapter
 
 
-def locate_of(kind: type) -> Locate | None:
-    """How to locate instances of *kind* if it, or a base of it, is an array type; else None."""
+def array_type_of(kind: type) -> ArrayType | None:
+    """How to treat instances of *kind* if it, or a base of it, is an array type; else None."""
     for base in kind.__mro__:
         # A user's own subclass of a tensor lives in the user's module; its base does not. Such a
         # type exists, so its framework is loaded already: nothing is imported for an answer.
         adapter = adapter_of(base.__module__.partition(".")[0])
         if adapter is not None:
-            locate = adapter.locate_of(base)
-            if locate is not None:
-                return locate
+            array_type = adapter.array_type(base)
+            if array_type is not None:
+                return array_type
     return None
 
 

@@ -11,7 +11,7 @@ from typing import cast
 
 from gpufut import sim
 from gpufut.device import Device
-from gpufut.frameworks import Framework, Locate, Place
+from gpufut.frameworks import ArrayType, Framework, Place
 from gpufut.runtimes import StreamHandle
 from gpufut.runtimes.sim import machine
 
@@ -73,10 +73,14 @@ def _locate_pinned(array: sim.PinnedArray) -> Place:
     return _TRACKING, None  # it belongs to the machine; either library could answer for it
 
 
-_LOCATE: dict[type, Locate] = {
-    sim.TrackingArray: _locate_tracking,
-    sim.PlainArray: _locate_plain,
-    sim.PinnedArray: _locate_pinned,
+def _never(array: object) -> bool:
+    return False
+
+
+_ARRAY_TYPES: dict[type, ArrayType] = {
+    sim.TrackingArray: ArrayType(_never, _locate_tracking),
+    sim.PlainArray: ArrayType(_never, _locate_plain),
+    sim.PinnedArray: ArrayType(_never, _locate_pinned),
 }
 
 
@@ -86,8 +90,8 @@ class SimAdapter:
     def frameworks(self) -> Sequence[Framework]:
         return () if sim.active() is None else (_TRACKING, _PLAIN)
 
-    def locate_of(self, kind: type) -> Locate | None:
-        return _LOCATE.get(kind)
+    def array_type(self, kind: type) -> ArrayType | None:
+        return _ARRAY_TYPES.get(kind)
 
     def stream_of(self, stream: object) -> tuple[Device, StreamHandle] | None:
         if not isinstance(stream, sim.Stream):

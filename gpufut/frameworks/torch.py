@@ -8,32 +8,39 @@ it on unordered would be a silent race.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 
 from gpufut.device import Device
 from gpufut.errors import DeviceUnavailableError
-from gpufut.frameworks import Framework, Locate
+from gpufut.frameworks import ArrayType, Framework
 from gpufut.runtimes import StreamHandle
 
 __all__ = ["ADAPTER"]
 
 
-def _locate(tensor: torch.Tensor) -> None:
-    if tensor.is_cpu:
-        # Asking a tensor whether it is pinned would look for a device that has a context. While
-        # CUDA sleeps, nothing is pinned.
-        if not (torch.cuda.is_initialized() and tensor.is_pinned()):
-            return
-        where = "in pinned host memory"
-    elif tensor.is_meta:
+def _is_pageable(tensor: torch.Tensor) -> bool:
+    # Asking a tensor whether it is pinned would look for a device that has a context. While CUDA
+    # sleeps, nothing is pinned.
+    return tensor.is_cpu and not (torch.cuda.is_initialized() and tensor.is_pinned())
+
+
+def _refuse(tensor: torch.Tensor) -> None:
+    if tensor.is_meta:
         return
-    else:
-        where = f"on {tensor.device}"
+    where = "in pinned host memory" if tensor.is_cpu else f"on {tensor.device}"
     raise DeviceUnavailableError(
         f"the value holds a torch tensor {where}; this version of gpufut hands on torch tensors in "
         "ordinary host memory only, because it cannot order torch's device work yet"
     )
+
+
+_TENSOR = ArrayType(
+    # A build without CUDA pins nothing, so that the tensor's own attribute, in C, is the answer.
+    on_host=_is_pageable if torch.backends.cuda.is_built() else attrgetter("is_cpu"),
+    locate=_refuse,
+)
 
 
 class TorchAdapter:
@@ -42,8 +49,8 @@ class TorchAdapter:
     def frameworks(self) -> Sequence[Framework]:
         return ()
 
-    def locate_of(self, kind: type) -> Locate | None:
-        return _locate if kind is torch.Tensor else None
+    def array_type(self, kind: type) -> ArrayType | None:
+        return _TENSOR if kind is torch.Tensor else None
 
     def stream_of(self, stream: object) -> tuple[Device, StreamHandle] | None:
         return None

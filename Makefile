@@ -1,0 +1,65 @@
+# One door: `make` lists what there is. Every target sets up what it needs, from a clean clone on,
+# in a virtual environment of its own (.venv).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What to test, and where: `make test T=tests/sim`, `make test DEVICE=sim`, `make test ARGS=-x`.
+T ?=
+DEVICE ?=
+ARGS ?=
+
+# Exactly this one: an open range may bring gigabytes of CUDA libraries to a machine without a GPU.
+TORCH := torch==2.13.0
+
+# A stamp says "installed, from the pyproject.toml that was current then".
+BASE := $(VENV)/.base-installed
+WITH_TORCH := $(VENV)/.torch-installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv test lint check format demo bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(BASE) $(WITH_TORCH)  ## create .venv with all that development needs, torch included
+
+test: $(BASE) $(WITH_TORCH)  ## run every test, the examples in docstrings and README included
+	$(BIN)/python -m pytest $(if $(DEVICE),--device $(DEVICE)) $(ARGS) $(T)
+
+lint: $(BASE)  ## check style, types and the rule who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test  ## all that a change must pass; needs no GPU
+
+format: $(BASE)  ## mend what ruff can mend by itself
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+demo: $(BASE)  ## photographs through four stages; writes gpufut-demo/timeline.html and a contact sheet
+	$(BIN)/gpufut demo $(ARGS)
+
+bench: $(BASE) $(WITH_TORCH)  ## measure the host side against torch.futures and others
+	$(BIN)/python -m bench.host --json bench/results/host.json $(ARGS)
+
+clean:  ## remove .venv and everything that was made
+	rm -rf $(VENV) build dist gpufut-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(BASE): pyproject.toml | $(BIN)/python
+	@echo "installing gpufut and its tools into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(WITH_TORCH): $(BASE)
+	@echo "installing $(TORCH) into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@touch $@

@@ -1,0 +1,308 @@
+"""The simulated machine: devices, streams, events, memory and a virtual clock in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gpufut.sim.arrays import Library, PinnedArray, PlainArray, Shape, TrackingArray
+from gpufut.sim.engine import Engine
+from gpufut.sim.errors import InvalidHandleError
+from gpufut.sim.races import Detector, RaceError
+from gpufut.sim.schedule import Scheduler, scheduler
+from gpufut.sim.streams import Event, Gate, Stream
+from gpufut.sim.timeline import HostToken, OpRecord, Stats
+
+F = TypeVar("F", bound=Callable[[], object])
+
+_active: list[Machine] = []
+_listeners: list[Callable[[], object]] = []
+
+
+class Machine:
+    """A host with simulated devices. As a context manager it is the process's active machine.
+
+    Work is not run at launch: the schedule runs it later, in any order that streams and events
+    allow.
+
+    Args:     devices: how many. seed: of the "random" schedule.
+              schedule: "latest" (only what somebody waits for, as late as possible), "random",
+              "eager" (as soon as possible), or a `Scheduler`.
+              races: "raise" a RaceError at the call that enqueues the second access, "collect" them
+              in `races`, or "off".
+              gate_timeout: real seconds after which a closed gate opens itself.
+    Threads:  everything, from any thread. A program with one host thread runs the same way for the
+              same seed.
+
+    >>> from gpufut import sim
+    >>> with sim.Machine(devices=1) as m:
+    ...     producer, consumer = m.stream(), m.stream()
+    ...     x = m.plain.zeros(3)  # on the default stream
+    ...     producer.wait(m.default_stream().record())
+    ...     producer.launch(lambda x: x.fill(7), writes=[x], name="fill")
+    ...     consumer.wait(producer.record())  # without this line: RaceError
+    ...     x.get(consumer)
+    array([7., 7., 7.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        devices: int = 2,
+        *,
+        seed: int = 0,
+        schedule: str | Scheduler = "latest",
+        races: str = "raise",
+        gate_timeout: float = 5.0,
+    ) -> None:
+        if races not in ("raise", "collect", "off"):
+            raise ValueError(f"races is 'raise', 'collect' or 'off', got {races!r}")
+        self.device_count = devices
+        self.seed = seed
+        self.schedule = schedule
+        self._detector = None if races == "off" else Detector(collect=races == "collect")
+        self._engine = Engine(scheduler(schedule, seed), self._detector, gate_timeout)
+        self.lock = self._engine.lock
+        self._streams: dict[int, Stream] = {}
+        self._defaults: dict[int, Stream] = {}
+        self._pinned = 0
+        self.tracking: Library[TrackingArray] = Library(
+            self, self._engine, "tracking", TrackingArray
+        )
+        self.plain: Library[PlainArray] = Library(self, self._engine, "plain", PlainArray)
+        self.libraries: tuple[Library, ...] = (self.tracking, self.plain)
+
+    # What a program makes
+
+    def stream(self, device: int = 0, priority: int = 0) -> Stream:
+        """A new stream. It lives as long as the machine; its handle is never used again."""
+        self.check_device(device)
+        engine = self._engine
+        with engine.lock:
+            engine.trip("create_stream")
+            engine.touched.add(device)
+            engine.counts["streams_created"] += 1
+            return self._add_stream_locked(device, priority)
+
+    def default_stream(self, device: int = 0) -> Stream:
+        """The device's default stream, an ordinary one here. Asking for it creates no context."""
+        found = self._defaults.get(device)
+        if found is None:
+            self.check_device(device)
+            with self._engine.lock:
+                found = self._defaults.get(device) or self._add_stream_locked(device, 0)
+                self._defaults[device] = found
+        return found
+
+    def stream_from_handle(self, handle: int) -> Stream:
+        """The stream with that handle.
+
+        Raises:   InvalidHandleError: this machine has none.
+        """
+        try:
+            return self._streams[handle]
+        except KeyError:
+            raise InvalidHandleError(f"no stream of this machine has handle {handle}") from None
+
+    def event(self, device: int = 0) -> Event:
+        """A new event, never recorded."""
+        self.check_device(device)
+        engine = self._engine
+        with engine.lock:
+            engine.trip("create_event")
+            engine.touched.add(device)
+            engine.counts["events_created"] += 1
+        return Event(engine, device)
+
+    def pinned(self, shape: Shape, dtype: npt.DTypeLike = np.float32) -> PinnedArray:
+        """Page-locked host memory; poison until it is written."""
+        with self._engine.lock:
+            self._pinned += 1
+            name = f"pinned#{self._pinned}"
+        return PinnedArray(self, self._engine, name, shape, dtype)
+
+    def gate(self) -> Gate:
+        """A closed gate, for `Stream.hold`."""
+        return Gate(self._engine)
+
+    # Progress and waiting
+
+    def pending(self, device: int | None = None) -> int:
+        """How many kernels, copies and gates are enqueued and not done. Waits are not counted."""
+        with self._engine.lock:
+            return sum(
+                op.kind != "wait"
+                for stream in self._engine.busy
+                if device is None or stream.device == device
+                for op in stream.queue
+            )
+
+    def run(self) -> None:
+        """Let the devices run everything that is enqueued; at closed gates, until they open.
+
+        Not a synchronisation: the program has waited for nothing, so the race detector learns
+        nothing, and no error of a device is raised. See `synchronize`.
+        """
+        engine = self._engine
+        with engine.lock:
+            ops = [stream.last_op for stream in engine.busy if stream.last_op is not None]
+            engine.drive_locked(ops, engine.needed_locked(ops), None)
+
+    def step(self) -> bool:
+        """Let the devices run one operation, if any may run; whether one did."""
+        with self._engine.lock:
+            return self._engine.step_locked(None)
+
+    def synchronize(self, device: int | None = None) -> None:
+        """Block the host until everything enqueued on *device*, or on all devices, is done.
+
+        Raises:   DeviceError: a device that it waited for has failed.
+        """
+        devices = range(self.device_count) if device is None else (device,)
+        engine = self._engine
+        with engine.lock:
+            engine.trip("synchronize")
+            last = [s.last_op for s in self._streams.values() if s.device in devices]
+            ops = [op for op in last if op is not None]
+        engine.wait_for(ops, devices, "wait for device")
+
+    # The virtual clock, and what host threads tell each other
+
+    def host_work(self, seconds: float, name: str | None = None) -> None:
+        """The calling thread is busy for simulated *seconds* with other things."""
+        host = self._engine.host()
+        start = host.time
+        host.time += seconds
+        with self._engine.lock:
+            self._engine.note("host", name or "host work", host, start)
+
+    def host_time(self) -> float:
+        """The calling thread's virtual clock, in simulated seconds."""
+        return self._engine.host().time
+
+    def host_release(self) -> HostToken:
+        """What the calling thread knows, to be handed to another one: see `host_acquire`."""
+        return HostToken(self._engine.clock, self._engine.host().time)
+
+    def host_acquire(self, token: HostToken) -> None:
+        """The calling thread goes on after the release that made *token*.
+
+        Its virtual clock moves to the release. For races it is the seam for exact clocks per host
+        thread: today what one host thread has seen, all of them have.
+        """
+        self._engine.acquire(token.clock, token.time)
+
+    # What can be seen
+
+    @property
+    def timeline(self) -> list[OpRecord]:
+        """What ran, in the order in which it ran. Times are simulated."""
+        return self._engine.records()
+
+    def elapsed(self) -> float:
+        """When the last thing that ran ended, in simulated seconds."""
+        return self._engine.elapsed
+
+    @property
+    def stats(self) -> Stats:
+        """The counters as they are now."""
+        with self._engine.lock:
+            allocators = [library.allocator for library in self.libraries]
+            for allocator in allocators:
+                allocator.collect_locked()
+            counts = dict(self._engine.counts)
+            for name in ("allocations", "reuses", "live_bytes", "reserved_bytes"):
+                counts[name] = sum(getattr(allocator, name) for allocator in allocators)
+            return Stats(**counts)
+
+    @property
+    def races(self) -> list[RaceError]:
+        """The races found so far, if they are collected."""
+        return [] if self._detector is None else self._detector.found
+
+    @property
+    def gates_expired(self) -> int:
+        """How many gates opened because nobody did in time."""
+        return self._engine.gates_expired
+
+    def touched(self, device: int) -> bool:
+        """Whether a stream, event or array was made there or a stream used: "a context exists"."""
+        self.check_device(device)
+        return device in self._engine.touched
+
+    # Faults
+
+    def fail_next(self, call: str, error: Exception, count: int = 1) -> None:
+        """Make the next *count* calls of *call* raise *error*, on any object of this machine.
+
+        Args:     call: "record", "wait", "query" (of events), "stream_query", "synchronize",
+                  "create_event", "create_stream" or "alloc".
+        """
+        self._engine.fail_next(call, error, count)
+
+    def poison(self, device: int, error: BaseException) -> None:
+        """Let *device* fail: nothing more runs there, queries and synchronisations raise.
+
+        Raises (later):  DeviceError, from *error*, at every query and synchronisation there.
+        """
+        self.check_device(device)
+        self._engine.poison(device, error)
+
+    def check_device(self, device: int) -> None:
+        """Raises ValueError if the machine has no such device."""
+        if not 0 <= device < self.device_count:
+            raise ValueError(f"device {device} does not exist; there are {self.device_count}")
+
+    # The active machine
+
+    def __enter__(self) -> Self:
+        _active.append(self)
+        _switched()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for place in range(len(_active) - 1, -1, -1):
+            if _active[place] is self:
+                del _active[place]
+                break
+        with self._engine.lock:
+            for library in self.libraries:
+                library.allocator.trim_locked()
+        _switched()
+
+    def _add_stream_locked(self, device: int, priority: int) -> Stream:
+        stream = Stream(self, self._engine, device, priority)
+        self._streams[stream.handle] = stream
+        return stream
+
+    def __repr__(self) -> str:
+        return (
+            f"<sim.Machine devices={self.device_count} schedule={self.schedule!r} seed={self.seed}>"
+        )
+
+
+def active() -> Machine | None:
+    """The machine whose `with` block the process is in, the innermost one; None outside."""
+    try:
+        return _active[-1]
+    except IndexError:
+        return None
+
+
+def on_switch(fn: F) -> F:
+    """Call *fn* whenever the active machine has changed, in that thread. Returns *fn*."""
+    _listeners.append(fn)
+    return fn
+
+
+def _switched() -> None:
+    for listener in tuple(_listeners):  # a copy: a listener may add another one
+        listener()
