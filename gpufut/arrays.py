@@ -1,11 +1,11 @@
-"""Finds the device arrays inside a value: in containers and objects of any nesting, without pickling.
+"""Finds the device arrays inside a value: in containers and objects of any nesting.
 
 The first time a type is seen, `_learn` decides what to do with its instances; from then on that is
 one dictionary hit. Nothing is consumed, no property of an object is read, and nothing that an
 object does while it is being looked at keeps the search from finishing.
 
 Looked into: tuples, lists, dicts (keys too), sets, deques, mapping proxies, dictionary views, named
-tuples, dataclasses, attrs and slots classes and any other object with attributes, `functools.partial`,
+tuples, dataclasses, attrs and slots classes and other objects with attributes, partial functions,
 exceptions (their arguments), NumPy arrays of objects, the local variables of suspended generators,
 and every type given to `register_container`. Subclasses of containers: their items and attributes.
 
@@ -40,8 +40,8 @@ _ALWAYS_HOST: Final[frozenset[type]] = frozenset(
     }
 )  # fmt: skip
 
-# The tables that `find` looks into, by exact type. A type is in none of them before it is first seen,
-# and in one of the first three from then on. They are caches: emptying them is always safe.
+# The tables that `find` looks into, by exact type. A type is in none of them before it is first
+# seen, and in one of the first three from then on. They are caches: emptying them is always safe.
 #
 # Types of which no instance has to do with a device.
 HOST_TYPES: Final[set[type]] = set(_ALWAYS_HOST)
@@ -125,8 +125,7 @@ def register_container(kind: type, children: Callable[[Any], Iterable[Any]]) -> 
         raise TypeError(f"register_container() takes a class, got {kind!r}")
     if not callable(children):
         raise TypeError(
-            "register_container() takes a function from an instance to its items, "
-            f"got {children!r}"
+            f"register_container() takes a function from an instance to its items, got {children!r}"
         )
     _registered[kind] = children
     _forget_types()
@@ -240,7 +239,7 @@ def _tuple_items(item: tuple[Any, ...]) -> list[Any]:
 
 
 def _dict_items(item: dict[Any, Any]) -> list[Any]:
-    for key in dict.keys(item):  # noqa: SIM118  # because a subclass may iterate otherwise
+    for key in dict.keys(item):  # the base class's: a subclass may iterate otherwise
         if type(key) is not str and type(key) not in HOST_TYPES:
             return [*dict.keys(item), *dict.values(item)]
     return list(dict.values(item))

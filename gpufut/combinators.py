@@ -96,9 +96,7 @@ def collect_any(futures: Iterable[Future[T]]) -> Future[T]:
     return winner.then_async(lambda future: future.value())
 
 
-def as_completed(
-    futures: Iterable[Future[T]], timeout: float | None = None
-) -> Iterator[Future[T]]:
+def as_completed(futures: Iterable[Future[T]], timeout: float | None = None) -> Iterator[Future[T]]:
     """Yield *futures* in the order in which they complete, each once.
 
     Args:

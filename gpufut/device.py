@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self, cast
 
 __all__ = ["Device", "parse_device", "parse_devices"]
 
@@ -31,9 +31,10 @@ class Device:
 
     type: str
     index: int
-    _known: dict[tuple[str, int], Device] = {}  # noqa: RUF012  # a registry, shared on purpose
+    _known: dict[tuple[Any, ...], Any] = {}  # noqa: RUF012  # a registry, shared on purpose
 
-    def __new__(cls, type: str, index: int | None = None) -> Device:
+    def __new__(cls, type: str, index: int | None = None) -> Self:
+        """The device of that name; see the class."""
         if not isinstance(type, str) or not type:
             raise TypeError(f"a device type is a string such as 'cuda', got {type!r}")
         if index is None or type == "cpu":
@@ -46,13 +47,13 @@ class Device:
         if index < 0:
             raise ValueError(f"a device index is 0 or more, got {index}")
         known = cls._known.get((type, index))
-        if known is not None:
-            return known
-        device = object.__new__(cls)
-        object.__setattr__(device, "type", type)
-        object.__setattr__(device, "index", index)
-        # Whoever loses a race for a new name gets the winner's object.
-        return cls._known.setdefault((type, index), device)
+        if known is None:
+            device = object.__new__(cls)
+            object.__setattr__(device, "type", type)
+            object.__setattr__(device, "index", index)
+            # Whoever loses a race for a new name gets the winner's object.
+            known = cls._known.setdefault((type, index), device)
+        return cast(Self, known)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Device does not change; cannot set {name!r}")
@@ -94,9 +95,9 @@ def parse_device(device: object, default_type: str) -> Device:
         if colon and not (index.isascii() and index.isdigit()):
             raise ValueError(f"{device!r} is no device: write a type and an index, as in 'cuda:0'")
         return Device(kind, int(index)) if colon else Device(kind)
-    kind = getattr(device, "type", None)
-    if isinstance(kind, str):  # torch.device
-        return Device(kind, getattr(device, "index", None))
+    name = getattr(device, "type", None)
+    if isinstance(name, str):  # torch.device
+        return Device(name, getattr(device, "index", None))
     number = getattr(device, "id", None)
     if type(device).__module__.partition(".")[0] == "cupy" and isinstance(number, int):
         return Device("cuda", number)

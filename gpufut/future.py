@@ -11,9 +11,9 @@ atomic operation of the interpreter:
 
 1. *Claim.* `_declared` is present while the future is open; deleting it succeeds exactly once.
 2. *Publish.* The winner stores the outcome and, last of all, `_state`.
-3. *Register.* Whoever wants to be told appends an entry to `_entries`, then looks at `_state` again.
-   If it is still pending, the winner, who looks at `_entries` after publishing, will see the entry.
-   If not, both may see it: `list.remove` here or `list.pop` there takes it, exactly once.
+3. *Register.* Whoever wants to be told appends an entry to `_entries`, then looks at `_state`
+   again. If it is still pending, the winner, who looks at `_entries` after publishing, will see
+   the entry. If not, both may see it: `list.remove` here or `list.pop` there takes it, once.
 4. *Run.* Only the winner takes entries from the end of the list, which it reversed first.
 
 `remove` compares, and must not run user code. So the first two fields tell entries apart, or their
@@ -77,9 +77,9 @@ class Future(Generic[T]):
     each other, the host does not. It is `torch.futures.Future` for every GPU array library, and a
     drop-in for it.
 
-    What differs from torch: devices are found in the value, declaring them is optional; `wait` takes
-    a timeout and is interruptible; a callback's exception arrives as the object that was raised;
-    callbacks run in registration order; chains of any length run in constant stack.
+    What differs from torch: devices are found in the value, declaring them is optional; `wait`
+    takes a timeout and is interruptible; a callback's exception arrives as the object that was
+    raised; callbacks run in registration order; chains of any length run in constant stack.
 
     Args:
         devices: Devices on which arrays of the value may live; they are then enforced: a value with
@@ -368,7 +368,7 @@ class Future(Generic[T]):
     def try_set_result(
         self, result: T, *, streams: Iterable[object] | None = None, arrays: object = None
     ) -> bool:
-        """`set_result` for racing producers: False, instead of an error, if another came first."""
+        """`set_result` for racing producers: False, not an error, if another came first."""
         if not self._settle_value(result, streams, arrays):
             return False
         if self._entries:
@@ -376,7 +376,7 @@ class Future(Generic[T]):
         return True
 
     def try_set_exception(self, result: BaseException) -> bool:
-        """`set_exception` for racing producers: False, instead of an error, if another came first."""
+        """`set_exception` for racing producers: False, not an error, if another came first."""
         if not isinstance(result, BaseException):
             raise TypeError(
                 f"set_exception takes an exception instance, got {result!r}"
@@ -593,7 +593,9 @@ class Future(Generic[T]):
                 if not gate.acquire(True, max(0.0, min(left, threading.TIMEOUT_MAX))):
                     self._forget(entry)
                     if self._state == PENDING:
-                        raise TimeoutError("the future was not complete in time; it is still pending")
+                        raise TimeoutError(
+                            "the future was not complete in time; it is still pending"
+                        )
         except BaseException:  # Ctrl-C
             self._forget(entry)
             raise
@@ -665,19 +667,23 @@ class _Local(threading.local):
 
 
 _local = _Local()
+_NOBODY: Final = _Thread()  # stands for "no account opened"; nothing is ever written to it
 
 
-def _run(parent: Future[Any], entries: list[Entry]) -> None:
+def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a tenth of a callback
+    parent: Future[Any], entries: list[Entry]
+) -> None:
     """Run the entries of a completed future, and those of the futures that they complete.
 
     Depth first and in constant stack. The entries are in order of registration, waiters in front.
     Nobody adds to them any more: who registers now sees that the future is complete, and takes its
     entry back.
     """
-    # The thread's state, once there is a user's callback to run. Waking a thread or counting down
-    # runs no code that could nest, and is not slowed down by keeping account of it.
-    thread: _Thread | None = None
+    # The thread's account, opened when there is a user's callback to run. Waking a thread or
+    # counting down runs no code that could nest, and need not pay for it.
+    thread = _NOBODY
     depth = 0
+    interrupt: BaseException | None = None
     # What is left to run on the way down to the present future. A chain leaves nothing behind.
     work: list[tuple[Future[Any], list[Entry]]] | None = None
     if len(entries) > 1:
@@ -691,7 +697,7 @@ def _run(parent: Future[Any], entries: list[Entry]) -> None:
                     except IndexError:  # a waiter has just given up and taken itself away
                         break
                     settled: Future[Any] | None
-                    if thread is None:
+                    if thread is _NOBODY:
                         if how is _wake:
                             callback()
                             continue
@@ -708,7 +714,7 @@ def _run(parent: Future[Any], entries: list[Entry]) -> None:
                     # The callbacks of values without device work are called right here: one more
                     # call would be a good part of what they cost.
                     if how is _then and parent._handoff is None:
-                        settled = thread.target = target  # type: ignore[union-attr]  # because a callback that is not None has set it
+                        settled = thread.target = target
                         try:
                             result = callback(parent)
                             if type(result) not in HOST_TYPES:
@@ -719,14 +725,14 @@ def _run(parent: Future[Any], entries: list[Entry]) -> None:
                                 target._state = VALUE
                         except BaseException as error:
                             _fail(target, error)
-                    elif how is _done_plainly or (how is _done and parent._handoff is None):
+                    elif how is _done and parent._handoff is None:
                         try:
                             callback(parent)
                         except BaseException as error:
                             _report(parent, error)
                         continue
                     else:
-                        if thread is not None:
+                        if callback is not None:
                             thread.target = target
                         settled = how(parent, target, callback)
                     if settled is not None and settled._entries:
@@ -738,21 +744,19 @@ def _run(parent: Future[Any], entries: list[Entry]) -> None:
                             entries.reverse()
                 if work:
                     parent, entries = work.pop()
-                elif thread is not None and not depth and thread.deferred:
+                elif thread.deferred and not depth:
                     parent, entries = thread.deferred.popleft()
                 else:
                     break
             break
         except BaseException as error:
             # A signal between two callbacks. The rest must still run: others wait for it.
-            _interrupt(error)
-            thread = thread or _local.thread
-    if thread is None:
-        return
-    thread.depth = depth
-    thread.target = thread.outer.pop() if depth else None
-    if thread.interrupt is not None:
-        interrupt, thread.interrupt = thread.interrupt, None
+            interrupt = interrupt or error
+    if thread is not _NOBODY:
+        thread.depth = depth
+        thread.target = thread.outer.pop() if depth else None
+        interrupt, thread.interrupt = interrupt or thread.interrupt, None
+    if interrupt is not None:
         try:
             raise interrupt
         finally:
@@ -760,13 +764,15 @@ def _run(parent: Future[Any], entries: list[Entry]) -> None:
 
 
 def _defer(thread: _Thread, left: Iterable[tuple[Future[Any], list[Entry]]]) -> None:
-    """Leave entries, in running order, to the outermost `_run` of this thread, or to a `wait` that
-    needs them. Waiters of the first future have been woken: they stand in front."""
+    """Leave entries to the outermost `_run` of this thread, or to a `wait` that needs them.
+
+    They are in running order, last one first. Waiters stand in front and have been woken.
+    """
     thread.deferred.extend(reversed(tuple(left)))
 
 
 def _run_deferred(thread: _Thread) -> None:
-    """Run what was deferred first, deeper than `MAX_NESTING`: somebody here cannot go on without."""
+    """Run what was deferred first, deeper than `MAX_NESTING`: a wait cannot go on without it."""
     parent, entries = thread.deferred.popleft()
     entries.reverse()
     depth, thread.depth = thread.depth, 1
@@ -776,7 +782,7 @@ def _run_deferred(thread: _Thread) -> None:
         thread.depth = depth
 
 
-# What is to be done with an entry. For the two that `_run` does itself when there is no hand-off, this
+# What is to be done with an entry. `_run` does two of them itself when there is no hand-off; here
 # is what they do when there is one.
 
 
@@ -831,9 +837,13 @@ def _done(parent: Future[Any], _: object, callback: Callable[[Future[Any]], obje
         _report(parent, error)
 
 
-def _done_plainly(parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]) -> None:
-    """`_done` without streams; the name stands for it in entries, `_run` does it."""
-    callback(parent)
+def _done_plainly(
+    parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]
+) -> None:
+    try:
+        callback(parent)
+    except BaseException as error:
+        _report(parent, error)
 
 
 def _wake(parent: Future[Any], _: object, wake: Callable[[], object]) -> None:
@@ -904,8 +914,8 @@ def _synchronized(parent: Future[Any], child: Future[Any], _: None) -> Future[An
 
 def _fail(child: Future[Any], error: BaseException) -> None:
     """Complete *child*, unless it was cancelled meanwhile, with what its callback raised."""
-    # The first frame of the traceback is that of our caller, which holds the child: left in, child and
-    # exception would keep each other alive.
+    # The first frame of the traceback is that of our caller, which holds the child: left in, child
+    # and exception would keep each other alive.
     traceback = error.__traceback__
     child._settle_error(error.with_traceback(traceback.tb_next if traceback else None))
     if not isinstance(error, Exception):
@@ -941,7 +951,7 @@ def _deadline(timeout: float | None) -> float | None:
     if seconds is None:
         raise TypeError(f"a timeout is a number of seconds or None, got {timeout!r}")
     if not seconds >= 0:  # also catches NaN
-        raise ValueError(f"a timeout is 0 or more seconds, or None to wait for ever; got {timeout!r}")
+        raise ValueError(f"a timeout is 0 or more seconds, or None for no limit; got {timeout!r}")
     return time.monotonic() + seconds
 
 

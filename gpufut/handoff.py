@@ -249,8 +249,7 @@ class Handoff:
         return LentStreams(self)
 
     def lending_lanes(self) -> list[Lane]:
-        """The devices on which callbacks get streams: the value's, and of the declared ones those
-        that exist."""
+        """The devices on which callbacks get streams: the value's, and the declared that exist."""
         manager = get_manager()
         lanes = [manager.lane(device) for device in self._devices]
         for device in self._declared:

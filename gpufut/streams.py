@@ -231,6 +231,7 @@ class Lane:
         return pool
 
     def stats(self, held: int) -> LaneStats:
+        """What this lane owns; *held* is counted elsewhere."""
         pools = list(self._pools.values())
         return LaneStats(
             streams=sum(pool.created for pool in pools),

@@ -6,6 +6,7 @@ import hashlib
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -109,7 +111,10 @@ def run_demo(options: Options) -> int:
         return BAD_INPUT
     output = _writable(options.output)
     verdicts = _Verdicts()
-    runs = _run_all(options, pictures, verdicts)
+    with warnings.catch_warnings():
+        # Pillow warns of very large pictures, then reads them; of still larger ones it reads none.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        runs = _run_all(options, pictures, verdicts)
     for text in (*verdicts.broken.values(), *verdicts.wrong[:MOST_TOLD]):
         _complain(text)
     if len(verdicts.wrong) > MOST_TOLD:

@@ -54,9 +54,7 @@ class Runtime(Protocol):
     def stream_query(self, device: int, stream: StreamHandle) -> bool:
         """True if all work on the stream has finished. Never blocks."""
 
-    def stream_synchronize(
-        self, device: int, stream: StreamHandle, timeout: float | None
-    ) -> bool:
+    def stream_synchronize(self, device: int, stream: StreamHandle, timeout: float | None) -> bool:
         """Block the host until the stream has finished; False if *timeout* seconds pass first."""
 
     def create_event(self, device: int) -> EventHandle:

@@ -44,9 +44,7 @@ class SimRuntime:
     def stream_query(self, device: int, stream: StreamHandle) -> bool:
         return machine().stream_from_handle(stream).query()
 
-    def stream_synchronize(
-        self, device: int, stream: StreamHandle, timeout: float | None
-    ) -> bool:
+    def stream_synchronize(self, device: int, stream: StreamHandle, timeout: float | None) -> bool:
         return machine().stream_from_handle(stream).synchronize(timeout)
 
     def create_event(self, device: int) -> EventHandle:

@@ -7,6 +7,7 @@ current streams of its own and an allocator of its own. `tracking` has `record_s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from gpufut.sim.engine import Engine
     from gpufut.sim.machine import Machine
-    from gpufut.sim.streams import Stream
+    from gpufut.sim.streams import Kernel, Operand, Stream
 
     A = TypeVar("A", bound="Array", default=Any)
 else:
@@ -237,6 +238,26 @@ class Library(Generic[A]):
         result = self.empty(shape, dtype, device)
         self.current_stream(device).launch(_clear, writes=[result], name="zeros")
         return result
+
+    def launch(
+        self,
+        fn: Kernel,
+        *,
+        reads: Sequence[Operand] = (),
+        writes: Sequence[Operand] = (),
+        duration: float = 10e-6,
+        name: str | None = None,
+    ) -> None:
+        """`Stream.launch` on this library's current stream, of the device of the arrays.
+
+        Raises:   ValueError: there is no device array to tell the device by; else as `launch`.
+        """
+        for array in (*writes, *reads):
+            if isinstance(array, Array):
+                stream = self.current_stream(array.device)
+                stream.launch(fn, reads=reads, writes=writes, duration=duration, name=name)
+                return
+        raise ValueError("no device array among reads and writes: launch on a stream instead")
 
     def current_stream(self, device: int) -> Stream:
         """The calling thread's current stream: the default stream, until one is set.
