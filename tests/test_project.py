@@ -182,3 +182,24 @@ def test_the_tests_of_a_rule_carry_a_number_that_exists():
     }
 
     assert numbers <= set(range(1, 24))
+
+
+RULES = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
+HELD, NOT_HELD = RULES.split("## Not held yet")
+
+
+@pytest.mark.parametrize("rule", re.findall(r"^\| (C\d+) \|", HELD, re.MULTILINE))
+def test_every_rule_of_the_contract_that_is_held_has_tests(rule):
+    tests = [
+        name
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+
+    assert [name for name in tests if name.startswith(f"test_{rule.lower()}_")]
+
+
+def test_the_rules_of_the_contract_are_all_there():
+    rules = re.findall(r"^\| C(\d+) \|", RULES, re.MULTILINE)
+
+    assert [int(rule) for rule in rules] == list(range(1, 24))
