@@ -68,8 +68,11 @@ def wait_all(futures: Iterable[Future[T]]) -> list[T]:
     Streams: as `Future.wait`, for each of them.
     """
     checked = _checked(futures, "wait_all")
-    collect_all(checked).wait()
-    return [future.wait() for future in checked]
+    try:
+        collect_all(checked).wait()
+        return [future.wait() for future in checked]
+    finally:
+        del futures, checked  # an error's traceback keeps this frame; it must not keep the futures
 
 
 def collect_any(futures: Iterable[Future[T]]) -> Future[T]:

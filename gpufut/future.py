@@ -29,11 +29,11 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from _thread import allocate_lock
+from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from types import FunctionType, TracebackType
-from typing import Any, Final, Generic, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 
 from gpufut.errors import CancelledError, DeadlockError, InvalidStateError
 from gpufut.handoff import (
@@ -47,6 +47,10 @@ from gpufut.handoff import (
     record,
     resolve_streams,
 )
+
+if TYPE_CHECKING:
+    import asyncio
+    from asyncio import AbstractEventLoop
 
 __all__ = ["Collector", "Future"]
 
@@ -99,6 +103,9 @@ class Future(Generic[T]):
     42
     """
 
+    # No parameter is keyword-only, although most are meant to be: CPython calls functions with such
+    # parameters on a slower path, which would cost a set_result a tenth of its time.
+
     __slots__ = ("__weakref__", "_declared", "_entries", "_handoff", "_result", "_state")
 
     # Invariants
@@ -114,7 +121,7 @@ class Future(Generic[T]):
     _handoff: Handoff | None
     _entries: list[Entry]
 
-    def __init__(self, *, devices: Iterable[object] | None = None) -> None:
+    def __init__(self, devices: Iterable[object] | None = None) -> None:
         self._state = PENDING
         self._declared = self._handoff = None
         self._entries = []
@@ -169,7 +176,7 @@ class Future(Generic[T]):
 
     # -- waiting -----------------------------------------------------------------------------------
 
-    def wait(self, timeout: float | None = None, *, stream: object = None) -> T:
+    def wait(self, timeout: float | None = None, stream: object = None) -> T:
         """Return the value, ready for work on the caller's current streams.
 
         The host waits until the future is complete; the devices wait for the work behind it.
@@ -281,31 +288,24 @@ class Future(Generic[T]):
 
             loop = get_running_loop()
             waiter = loop.create_future()
-
-            def settle() -> None:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-            def wake() -> None:
-                try:
-                    loop.call_soon_threadsafe(settle)
-                except RuntimeError:
-                    pass  # the loop is closed: nobody is left to be woken
-
-            entry = (_wake, object(), wake)
+            gate = _LoopGate(loop, waiter)
+            entry: Entry = (_wake, gate, gate)
             self._notify(entry)
             try:
                 yield from waiter
             finally:
                 self._forget(entry)
-        if self._state == FENCED and cast(Handoff, self._handoff).holds_pinned and not self.query():
-            yield from self.synchronized().__await__()
-        return self.wait()
+        try:
+            if self._state == FENCED and cast(Handoff, self._handoff).holds_pinned:
+                yield from self.synchronized().__await__()
+            return self.wait()
+        finally:
+            del self  # see `value`
 
     # -- completing --------------------------------------------------------------------------------
 
     def set_result(
-        self, result: T, *, streams: Iterable[object] | None = None, arrays: object = None
+        self, result: T, streams: Iterable[object] | None = None, arrays: object = None
     ) -> None:
         """Complete the future with a value, right after launching the work that makes it.
 
@@ -366,7 +366,7 @@ class Future(Generic[T]):
             raise _already_complete()
 
     def try_set_result(
-        self, result: T, *, streams: Iterable[object] | None = None, arrays: object = None
+        self, result: T, streams: Iterable[object] | None = None, arrays: object = None
     ) -> bool:
         """`set_result` for racing producers: False, not an error, if another came first."""
         if not self._settle_value(result, streams, arrays):
@@ -448,7 +448,7 @@ class Future(Generic[T]):
         return child
 
     def add_done_callback(
-        self, callback: Callable[[Future[T]], object], *, lend_streams: bool = True
+        self, callback: Callable[[Future[T]], object], lend_streams: bool = True
     ) -> None:
         """Call ``callback(self)`` on completion, as `then` does, without a child.
 
@@ -578,24 +578,30 @@ class Future(Generic[T]):
             while thread.deferred and self._state == PENDING:
                 _run_deferred(thread)
             before_blocking()
-        gate = allocate_lock()
-        gate.acquire()
-        entry = (_wake, gate, gate.release)
+        # A gate that was waited for is closed again and serves the next wait of this thread. One
+        # that was given up is not: its release may still be on the way.
+        gate, thread.gate = thread.gate, None
+        if gate is None:
+            gate = allocate_lock()
+            gate.acquire()
+        entry: Entry = (_wake, gate, gate)
         try:
             # In front: a waiter is woken before any callback runs.
             self._entries.insert(0, entry)
             if self._state != PENDING:
-                self._forget(entry)
+                if self._forget(entry):
+                    thread.gate = gate
             elif deadline is None:
                 gate.acquire()
+                thread.gate = gate
+            elif gate.acquire(
+                True, max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))
+            ):
+                thread.gate = gate
             else:
-                left = deadline - time.monotonic()
-                if not gate.acquire(True, max(0.0, min(left, threading.TIMEOUT_MAX))):
-                    self._forget(entry)
-                    if self._state == PENDING:
-                        raise TimeoutError(
-                            "the future was not complete in time; it is still pending"
-                        )
+                self._forget(entry)
+                if self._state == PENDING:
+                    raise TimeoutError("the future was not complete in time; it is still pending")
         except BaseException:  # Ctrl-C
             self._forget(entry)
             raise
@@ -649,9 +655,10 @@ class _Thread:
     target      the target of the entry that is running; `outer`: those of the calls around it
     deferred    work that would have nested too deep
     interrupt   a KeyboardInterrupt or the like that a callback raised, on its way out
+    gate        a closed lock for the next time that the thread blocks, or None
     """
 
-    __slots__ = ("deferred", "depth", "interrupt", "outer", "target")
+    __slots__ = ("deferred", "depth", "gate", "interrupt", "outer", "target")
 
     def __init__(self) -> None:
         self.depth = 0
@@ -659,6 +666,7 @@ class _Thread:
         self.outer: list[object] = []
         self.deferred: deque[tuple[Future[Any], list[Entry]]] = deque()
         self.interrupt: BaseException | None = None
+        self.gate: LockType | None = None
 
 
 class _Local(threading.local):
@@ -699,7 +707,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     settled: Future[Any] | None
                     if thread is _NOBODY:
                         if how is _wake:
-                            callback()
+                            target.release()
                             continue
                         if callback is not None:
                             thread = _local.thread
@@ -752,10 +760,15 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
         except BaseException as error:
             # A signal between two callbacks. The rest must still run: others wait for it.
             interrupt = interrupt or error
+    # A callback's traceback keeps the frames from which it was called, with the locals that they
+    # had at their end: left in, a failed child and its exception would keep each other alive.
+    del parent, entries, work
+    target = callback = settled = result = None
     if thread is not _NOBODY:
         thread.depth = depth
         thread.target = thread.outer.pop() if depth else None
-        interrupt, thread.interrupt = interrupt or thread.interrupt, None
+        if thread.interrupt is not None:
+            interrupt, thread.interrupt = interrupt or thread.interrupt, None
     if interrupt is not None:
         try:
             raise interrupt
@@ -795,7 +808,10 @@ def _then(
             child._settle_value(callback(parent))
     except BaseException as error:
         _fail(child, error)
-    return child
+    try:
+        return child
+    finally:
+        del child  # see the end of `_run`
 
 
 def _then_async(
@@ -814,14 +830,16 @@ def _then_async(
             )
         if inner is child:
             raise DeadlockError("the callback of then_async returned the future it is to complete")
+        if inner._state == PENDING:
+            inner._notify((_adopt, child, None))
+            return None
+        child._settle_like(inner)
     except BaseException as error:
         _fail(child, error)
+    try:
         return child
-    if inner._state == PENDING:
-        inner._notify((_adopt, child, None))
-        return None
-    child._settle_like(inner)
-    return child
+    finally:
+        del child  # see the end of `_run`
 
 
 def _adopt(parent: Future[Any], child: Future[Any], _: None) -> Future[Any]:
@@ -846,9 +864,32 @@ def _done_plainly(
         _report(parent, error)
 
 
-def _wake(parent: Future[Any], _: object, wake: Callable[[], object]) -> None:
-    """Tell a waiter, by a function of ours that neither raises nor runs user code."""
-    wake()
+def _wake(parent: Future[Any], gate: Gate, _: object) -> None:
+    """Wake a waiter."""
+    gate.release()
+
+
+class _LoopGate:
+    """Wakes a coroutine as a lock wakes a thread: neither raises nor runs user code."""
+
+    __slots__ = ("_loop", "_waiter")
+
+    def __init__(self, loop: AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+        self._loop = loop
+        self._waiter = waiter
+
+    def release(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._settle)
+        except RuntimeError:
+            pass  # the loop is closed: nobody is left to be woken
+
+    def _settle(self) -> None:
+        if not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+Gate = LockType | _LoopGate
 
 
 class Collector:

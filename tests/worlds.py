@@ -1,0 +1,541 @@
+"""What the contract tests may do with a device: the same few operations, whichever device it is.
+
+A `World` is one type of device with its array libraries, used as the users of those libraries use
+them. A test that is written against it runs on every device that has a world. `SimWorld` is the
+simulated machine; a world for CUDA would wrap torch, CuPy and Numba in the same few words.
+
+Values are made of arrays of the world's *used* libraries: one array if there is one such library, a
+tuple with one of each if there are more. Tests hand them around without looking inside.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Protocol, Self
+
+import numpy as np
+
+import gpufut
+from gpufut import sim
+
+__all__ = ["PATIENCE", "SEEDS", "Gate", "Library", "SimWorld", "Tally", "World", "worlds"]
+
+PATIENCE: Final = 20.0
+"""Seconds after which a test gives up on what should come at once. Only failing tests take it."""
+
+SEEDS: Final = (0, 1)
+"""Of the random schedules, unless the command line names others."""
+
+ELEMENTS: Final = 256
+
+
+class Gate(Protocol):
+    """Device work that ends when the test says so; by itself only after some seconds."""
+
+    def hold(self, stream: Any) -> None:
+        """Let nothing that is launched on the stream from now on run before the gate opens."""
+
+    def open(self) -> None:
+        """Let it run."""
+
+
+class Library(Protocol):
+    """One array library of a world, through its own front door."""
+
+    name: str
+
+    def on(self, stream: Any) -> AbstractContextManager[object]:
+        """Make a stream current in this library alone, as its users do."""
+
+    def current(self, device: int) -> Any:
+        """The calling thread's current stream, as the library's own object."""
+
+    def set_current(self, stream: Any) -> None:
+        """Make a stream current for good, as a careless callback might."""
+
+    def empty(self, device: int) -> Any:
+        """An array that nobody has written."""
+
+    def fill(self, array: Any, value: float, seconds: float) -> None:
+        """Launch a kernel on the current stream that writes the value into the whole array."""
+
+    def add(self, array: Any, term: float) -> Any:
+        """A new array, by a kernel on the current stream that reads the old one."""
+
+    def copy(self, target: Any, source: Any) -> None:
+        """Launch a copy on the current stream of the target's device (host memory: the source's)."""
+
+    def pinned(self) -> Any:
+        """Page-locked host memory, which asynchronous copies fill."""
+
+    def read(self, array: Any) -> set[float]:
+        """The distinct numbers in the array: a blocking copy in the order of the current stream."""
+
+    def read_pinned(self, array: Any) -> set[float]:
+        """The distinct numbers in pinned memory *now*."""
+
+    def memory(self, array: Any) -> object:
+        """The object whose end gives the memory back to the allocator; can be weakly referenced."""
+
+    def place(self, array: Any) -> object:
+        """Where the bytes lie: equal for two arrays if the second got the memory of the first."""
+
+
+class Tally(NamedTuple):
+    """What was asked of the device so far."""
+
+    records: int
+    waits: int
+    host_syncs: int
+    launches: int
+
+
+class World(abc.ABC):
+    """One type of device, its array libraries, and how to see what happens there.
+
+    Attributes:
+        name: For the test's id.
+        features: What not every device can do; tests ask for them with ``@needs``:
+            ``counts`` (`tally`, `pending`), ``faults`` (`fail`, `fail_next`), ``two-devices``.
+        devices: The devices, at least one.
+        libraries: All that work on these devices and are loaded.
+        used: Those whose arrays values are made of.
+        expired_gates_are_fine: To be set by a test in which a gate has to open by itself.
+    """
+
+    name: str
+    features: frozenset[str]
+    devices: tuple[gpufut.Device, ...]
+    libraries: tuple[Library, ...]
+    used: tuple[Library, ...]
+    expired_gates_are_fine: bool = False
+
+    # What a device offers. `device` is an index.
+
+    @abc.abstractmethod
+    def __enter__(self) -> Self: ...
+
+    @abc.abstractmethod
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    @abc.abstractmethod
+    def stream(self, device: int = 0) -> Any:
+        """A new stream of the user's own, as an object of the first used library."""
+
+    @abc.abstractmethod
+    def handle(self, stream: Any) -> int:
+        """The stream's raw handle."""
+
+    @abc.abstractmethod
+    def device_of(self, stream: Any) -> int:
+        """The index of the stream's device."""
+
+    @abc.abstractmethod
+    def gate(self) -> Gate:
+        """A closed gate."""
+
+    @abc.abstractmethod
+    def touched(self, device: int) -> bool:
+        """Whether there is a context on the device: something was made or launched there."""
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """Let everything run, and block until it has."""
+
+    @abc.abstractmethod
+    def gates_expired(self) -> int:
+        """How many gates had to open by themselves."""
+
+    def pending(self, device: int | None = None) -> int:
+        """How many operations have been launched and have not run. Feature ``counts``."""
+        raise NotImplementedError
+
+    def tally(self) -> Tally:
+        """What was asked of the devices so far. Feature ``counts``."""
+        raise NotImplementedError
+
+    def fail(self, device: int) -> type[Exception]:
+        """Let the device fail for good; what its calls raise from now on. Feature ``faults``."""
+        raise NotImplementedError
+
+    def fail_next(self, call: str, error: Exception) -> None:
+        """Let one call to the driver fail. Feature ``faults``."""
+        raise NotImplementedError
+
+    # What tests are written in.
+
+    def array(self, value: float = 7.0, device: int = 0) -> Any:
+        """A value full of a number, by kernels launched on the current streams."""
+        made = self.empty(device)
+        self.fill(made, value)
+        return made
+
+    def empty(self, device: int = 0) -> Any:
+        """A value that nobody has written."""
+        return self._bundle([library.empty(device) for library in self.used])
+
+    def fill(self, value: Any, number: float, *, seconds: float = 10e-6) -> None:
+        """Launch kernels on the current streams that write the number."""
+        for library, array in self._parts(value):
+            library.fill(array, number, seconds)
+
+    def slow_fill(self, value: Any, number: float) -> None:
+        """`fill`, by kernels that take a while."""
+        self.fill(value, number, seconds=2e-3)
+
+    def add_one(self, value: Any) -> Any:
+        """A new value, by kernels on the current streams that read the old one."""
+        return self._bundle([library.add(array, 1.0) for library, array in self._parts(value)])
+
+    def copy(self, target: Any, source: Any) -> None:
+        """Launch copies between devices, or between a device and pinned memory."""
+        for (library, to), (_, of) in zip(self._parts(target), self._parts(source), strict=True):
+            library.copy(to, of)
+
+    def pinned(self) -> Any:
+        """Page-locked host memory for one value."""
+        return self._bundle([library.pinned() for library in self.used])
+
+    def read(self, value: Any) -> Any:
+        """The number that the value is full of; if it is not full of one, the set of all.
+
+        Blocks the host, in the order of the current streams.
+        """
+        return _only(number for lib, array in self._parts(value) for number in lib.read(array))
+
+    def read_pinned(self, value: Any) -> Any:
+        """The number that pinned memory is full of now, without any waiting."""
+        return _only(
+            number for lib, array in self._parts(value) for number in lib.read_pinned(array)
+        )
+
+    def parts(self, value: Any) -> tuple[Any, ...]:
+        """The arrays of a value."""
+        return tuple(array for _, array in self._parts(value))
+
+    def memory(self, value: Any) -> list[object]:
+        """The owners of a value's memory."""
+        return [library.memory(array) for library, array in self._parts(value)]
+
+    def places(self, value: Any) -> list[object]:
+        """Where the bytes of a value lie."""
+        return [library.place(array) for library, array in self._parts(value)]
+
+    @contextmanager
+    def on(self, *streams: Any) -> Iterator[Any]:
+        """Make streams current in the used libraries, as a user would: one by one."""
+        with ExitStack() as stack:
+            for stream in streams:
+                for library in self.used:
+                    stack.enter_context(library.on(stream))
+            yield streams[0]
+
+    def here(self, device: int = 0) -> Any:
+        """The stream that is current in the first used library."""
+        return self.used[0].current(device)
+
+    def current(self, device: int = 0) -> dict[str, int]:
+        """The current stream of every library, by the library's name, as raw handles."""
+        return {each.name: self.handle(each.current(device)) for each in self.libraries}
+
+    def all_current(self) -> list[dict[str, int]]:
+        """`current` for all devices."""
+        return [self.current(device.index) for device in self.devices]
+
+    def named(self, stream: Any) -> gpufut.Stream:
+        """The stream as gpufut writes it."""
+        return gpufut.Stream(self.devices[self.device_of(stream)], self.handle(stream))
+
+    def idle(self, stream: Any) -> bool:
+        """Whether all that was launched on the stream, and all it was told to wait for, is done."""
+        return self.named(stream).query()
+
+    @contextmanager
+    def closed_gate(self) -> Iterator[Gate]:
+        """A gate that opens at the end of the block."""
+        gate = self.gate()
+        try:
+            yield gate
+        finally:
+            gate.open()
+
+    def produce(
+        self,
+        number: float = 7.0,
+        *,
+        device: int = 0,
+        behind: Gate | None = None,
+        stream: Any = None,
+        into: gpufut.Future[Any] | None = None,
+    ) -> gpufut.Future[Any]:
+        """A completed future of a value that is being computed on a stream of its own.
+
+        Args:
+            number: What the value will be full of.
+            device: Where.
+            behind: The gate that holds the kernels back.
+            stream: The producer's stream, if not a new one.
+            into: The future to complete, if not a new one.
+        """
+        future = gpufut.Future[Any]() if into is None else into
+        stream = self.stream(device) if stream is None else stream
+        with self.on(stream):
+            made = self.empty(device)
+            if behind is not None:
+                behind.hold(stream)
+            self.fill(made, number)
+            future.set_result(made)
+        return future
+
+    def consume(self, future: gpufut.Future[Any], stream: Any = None) -> Any:
+        """The number that a consumer sees who waits and launches a kernel on a stream of its own.
+
+        Blocks. Nothing but `wait` orders the consumer after the producer.
+        """
+        with self.on(self.stream() if stream is None else stream):
+            return self.read(self.add_one(future.wait())) - 1
+
+    def is_pool_stream(self, handle: int, *users: Any) -> bool:
+        """Whether the handle is none of the user's streams, nor current in a fresh thread."""
+        defaults: list[int] = []
+        thread = threading.Thread(
+            target=lambda: defaults.extend(
+                each for device in self.devices for each in self.current(device.index).values()
+            )
+        )
+        thread.start()
+        thread.join(PATIENCE)
+        return handle not in defaults and handle not in map(self.handle, users)
+
+    def _bundle(self, arrays: Sequence[Any]) -> Any:
+        return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+    def _parts(self, value: Any) -> list[tuple[Library, Any]]:
+        arrays = (value,) if len(self.used) == 1 else value
+        return list(zip(self.used, arrays, strict=True))
+
+
+def _only(numbers: Iterator[float]) -> Any:
+    distinct = set(numbers)
+    # NaN, as unwritten memory reads, is not equal to itself: one is enough for a message.
+    distinct = {number for number in distinct if not math.isnan(number)} | (
+        {math.nan} if any(map(math.isnan, distinct)) else set()
+    )
+    return distinct.pop() if len(distinct) == 1 else distinct
+
+
+# -- the simulated machine -------------------------------------------------------------------------
+
+
+class SimGate:
+    """A gate of the simulated machine."""
+
+    def __init__(self, gate: sim.Gate) -> None:
+        self._gate = gate
+
+    def hold(self, stream: sim.Stream) -> None:
+        stream.hold(self._gate)
+
+    def open(self) -> None:
+        self._gate.open()
+
+
+class SimLibrary:
+    """One of the simulated machine's two array libraries."""
+
+    def __init__(self, library: sim.Library) -> None:
+        self._library = library
+        self.name = library.name
+
+    def on(self, stream: sim.Stream) -> AbstractContextManager[object]:
+        return self._library.stream(stream)
+
+    def current(self, device: int) -> sim.Stream:
+        return self._library.current_stream(device)
+
+    def set_current(self, stream: sim.Stream) -> None:
+        self._library.set_stream(stream)
+
+    def empty(self, device: int) -> sim.Array:
+        array: sim.Array = self._library.empty(ELEMENTS, device=device)
+        return array
+
+    def fill(self, array: sim.Array, value: float, seconds: float) -> None:
+        self.current(array.device).launch(
+            lambda out: out.fill(value), writes=[array], duration=seconds, name=f"fill {value}"
+        )
+
+    def add(self, array: sim.Array, term: float) -> sim.Array:
+        result = self.empty(array.device)
+        self.current(array.device).launch(
+            lambda source, out: np.add(source, term, out=out),
+            reads=[array],
+            writes=[result],
+            name=f"add {term}",
+        )
+        return result
+
+    def copy(self, target: Any, source: Any) -> None:
+        device = target.device if isinstance(target, sim.Array) else source.device
+        self.current(device).copy(target, source)
+
+    def pinned(self) -> sim.PinnedArray:
+        return self._library.machine.pinned(ELEMENTS)
+
+    def read(self, array: sim.Array) -> set[float]:
+        return set(array.get().tolist())
+
+    def read_pinned(self, array: sim.PinnedArray) -> set[float]:
+        return set(array.get().tolist())
+
+    def memory(self, array: sim.Array) -> object:
+        return array.memory
+
+    def place(self, array: sim.Array) -> object:
+        return array.memory.lease.block
+
+
+class SimWorld(World):
+    """The simulated machine: two devices, two libraries.
+
+    Args:
+        used: The names of the libraries that values are made of.
+        schedule, seed: When device work runs; see `sim.Machine`.
+    """
+
+    features = frozenset({"counts", "faults", "two-devices"})
+
+    def __init__(self, name: str, used: Sequence[str], schedule: str, seed: int) -> None:
+        self.name = name
+        self.machine = sim.Machine(devices=2, schedule=schedule, seed=seed, races="raise")
+        self.devices = (gpufut.Device("sim", 0), gpufut.Device("sim", 1))
+        self.libraries = tuple(SimLibrary(each) for each in self.machine.libraries)
+        self.used = tuple(each for each in self.libraries if each.name in used)
+
+    def __enter__(self) -> Self:
+        self.machine.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.machine.__exit__(kind, error, traceback)
+
+    def stream(self, device: int = 0) -> sim.Stream:
+        return self.machine.stream(device)
+
+    def handle(self, stream: sim.Stream) -> int:
+        return stream.handle
+
+    def device_of(self, stream: sim.Stream) -> int:
+        return stream.device
+
+    def gate(self) -> SimGate:
+        return SimGate(self.machine.gate())
+
+    def touched(self, device: int) -> bool:
+        return self.machine.touched(device)
+
+    def finish(self) -> None:
+        self.machine.run()
+
+    def gates_expired(self) -> int:
+        return self.machine.gates_expired
+
+    def pending(self, device: int | None = None) -> int:
+        return self.machine.pending(device)
+
+    def tally(self) -> Tally:
+        stats = self.machine.stats
+        return Tally(
+            stats.records, stats.waits, stats.host_syncs, stats.launches + stats.copies
+        )
+
+    def fail(self, device: int) -> type[Exception]:
+        self.machine.poison(device, RuntimeError("an illegal access, says the test"))
+        return sim.DeviceError
+
+    def fail_next(self, call: str, error: Exception) -> None:
+        self.machine.fail_next(call, error)
+
+
+# -- which worlds there are ------------------------------------------------------------------------
+
+
+class Spec(NamedTuple):
+    """A world that can be made: its device's type, its name, what it can do, and how to make it."""
+
+    device: str
+    name: str
+    features: frozenset[str]
+    make: Callable[[], World]
+
+
+def _sim_specs(seeds: Sequence[int]) -> Iterator[Spec]:
+    libraries = {"tracking": ("tracking",), "plain": ("plain",), "mixed": ("tracking", "plain")}
+    schedules = [("latest", 0), *(("random", seed) for seed in seeds)]
+    for (kind, used), (schedule, seed) in itertools.product(libraries.items(), schedules):
+        name = f"sim-{kind}-{schedule}" + (f"-seed{seed}" if schedule == "random" else "")
+
+        def make(
+            name: str = name,
+            used: Sequence[str] = used,
+            schedule: str = schedule,
+            seed: int = seed,
+        ) -> World:
+            return SimWorld(name, used, schedule, seed)
+
+        yield Spec("sim", name, SimWorld.features, make)
+
+
+_SPECS: Final[dict[str, Callable[[Sequence[int]], Iterator[Spec]]]] = {"sim": _sim_specs}
+
+
+def worlds(devices: Sequence[str], seeds: Sequence[int]) -> list[Spec]:
+    """The worlds of the named types of device; of all that are present, if none is named.
+
+    Raises:
+        LookupError: No such type of device, or none present.
+    """
+    absent = sorted(set(devices) - set(_SPECS))
+    if absent:
+        raise LookupError(
+            f"{', '.join(map(repr, absent))}: no such device here that the tests know; "
+            f"present: {', '.join(_SPECS)}"
+        )
+    return [
+        spec
+        for device, specs in _SPECS.items()
+        if not devices or device in devices
+        for spec in specs(seeds)
+    ]
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+def until(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Look again and again until *condition* holds; for what nothing can announce.
+
+    Raises:
+        AssertionError: It did not within `PATIENCE` seconds.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.0005)
