@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, Final
 
 from gpufut.device import Device
-from gpufut.frameworks import Framework, Place, array_type_of
+from gpufut.frameworks import Framework, Place, array_type_of, mro_of, root_of
 
 __all__ = ["HOST_TESTS", "HOST_TYPES", "Found", "find", "mark_opaque", "register_container"]
 
@@ -75,7 +75,10 @@ def find(value: object) -> list[Found]:
     while todo:
         for item in todo.pop():
             kind = type(item)
-            test = HOST_TESTS.get(kind)
+            try:
+                test = HOST_TESTS.get(kind)
+            except TypeError:  # a class that cannot be hashed, because its metaclass will not
+                continue
             if test is None:
                 if kind in HOST_TYPES:
                     continue
@@ -146,7 +149,7 @@ def _learn(kind: type) -> None:
     """Decide what to do with instances of *kind*."""
     if len(_children) + len(HOST_TESTS) + len(HOST_TYPES) > _MOST_TYPES:
         _forget_types()
-    for base in kind.__mro__:
+    for base in mro_of(kind):
         if base in _registered:
             if _registered[base] is _nothing:
                 HOST_TYPES.add(kind)
@@ -158,7 +161,10 @@ def _learn(kind: type) -> None:
         _locate[kind] = array_type.locate  # first: whoever finds the test expects it
         HOST_TESTS[kind] = array_type.on_host
         return
-    children = _children_of(kind)
+    try:
+        children = _children_of(kind)
+    except Exception:  # a class that does not want to be looked at
+        children = None
     if children is None:
         HOST_TYPES.add(kind)
     else:
@@ -172,23 +178,24 @@ def _children_of(kind: type) -> Children | None:
     if issubclass(kind, _OPAQUE) or _is_foreign_future(kind):
         return None
     numpy = sys.modules.get("numpy")
-    if numpy is not None and issubclass(kind, (numpy.ndarray, numpy.generic, numpy.dtype)):
-        return _objects_in_ndarray if issubclass(kind, numpy.ndarray) else None
-    parts: list[Children] = [
-        children for base, children in _BASES.items() if issubclass(kind, base)
-    ]
+    if numpy is not None and issubclass(kind, (numpy.generic, numpy.dtype)):
+        return _objects_in_record if issubclass(kind, numpy.void) else None
+    mro = mro_of(kind)
+    parts: list[Children] = [children for base, children in _BASES.items() if base in mro]
+    if numpy is not None and numpy.ndarray in mro:
+        parts.append(_objects_in_ndarray)
     slots = [
         member
-        for base in kind.__mro__
+        for base in mro
         if "__slots__" in vars(base)
         for member in vars(base).values()
         if isinstance(member, types.MemberDescriptorType)
     ]
     if slots:
         parts.append(partial(_slot_values, slots))
-    for base in kind.__mro__:
+    for base in mro:
         attributes = vars(base).get("__dict__")
-        if isinstance(attributes, types.GetSetDescriptorType):  # the real one, not a property
+        if isinstance(attributes, _DICT_DESCRIPTORS):  # the real one, not a property
             parts.append(partial(_attribute_values, attributes))
             break
     if not parts:
@@ -227,7 +234,11 @@ def _slot_values(slots: list[Any], item: object) -> list[Any]:
     return values
 
 
-def _attribute_values(attributes: types.GetSetDescriptorType, item: object) -> list[Any]:
+# What a class's `__dict__` is if nobody has overridden it; the second, of C types.
+_DICT_DESCRIPTORS: Final = (types.GetSetDescriptorType, types.MemberDescriptorType)
+
+
+def _attribute_values(attributes: Any, item: object) -> list[Any]:
     return list(attributes.__get__(item).values())
 
 
@@ -262,7 +273,8 @@ def _mapping_items(item: Any) -> list[Any]:
 
 
 def _partial_items(item: partial[Any]) -> tuple[Any, ...]:
-    return (item.func, item.args, item.keywords)
+    members = (vars(partial)[name] for name in ("func", "args", "keywords"))
+    return tuple(member.__get__(item) for member in members)
 
 
 def _generator_locals(item: types.GeneratorType[Any, Any, Any]) -> list[Any]:
@@ -270,11 +282,17 @@ def _generator_locals(item: types.GeneratorType[Any, Any, Any]) -> list[Any]:
 
 
 def _exception_arguments(item: BaseException) -> tuple[Any, ...]:
-    return item.args
+    args: tuple[Any, ...] = vars(BaseException)["args"].__get__(item)
+    return args
 
 
 def _objects_in_ndarray(item: Any) -> Iterable[Any]:
     items: Iterable[Any] = item.ravel().tolist() if item.dtype.hasobject else ()
+    return items
+
+
+def _objects_in_record(item: Any) -> Iterable[Any]:
+    items: Iterable[Any] = item.item() if item.dtype.hasobject else ()
     return items
 
 
@@ -286,6 +304,9 @@ _BASES: Final[dict[type, Children]] = {
     set: _set_items,
     frozenset: _frozenset_items,
     deque: _deque_items,
+    type({}.keys()): list,
+    type({}.values()): list,
+    type({}.items()): list,
     partial: _partial_items,
     BaseException: _exception_arguments,
 }
@@ -298,9 +319,6 @@ _IN_C: Final[dict[type, Children]] = {
     deque: list,
     types.MappingProxyType: _mapping_items,
     types.GeneratorType: _generator_locals,
-    type({}.keys()): list,
-    type({}.values()): list,
-    type({}.items()): list,
 }
 # types.MethodType is here although its `__self__` may hold arrays: a bound method as value is a
 # callback, and behind its object usually stands the whole program.
@@ -310,8 +328,7 @@ _OPAQUE: Final = (type, types.ModuleType, types.MethodType, weakref.ref)
 def _is_foreign_future(kind: type) -> bool:
     """Futures of other libraries have an outcome of their own time; inside is not ours to look."""
     return any(
-        base.__name__ == "Future" and base.__module__.partition(".")[0] in _FUTURE_ROOTS
-        for base in kind.__mro__
+        base.__name__ == "Future" and root_of(base) in _FUTURE_ROOTS for base in mro_of(kind)
     )
 
 

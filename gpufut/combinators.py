@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
-from gpufut.errors import CancelledError
-from gpufut.future import Collector, Future
+from gpufut.future import Collector, Future, deadline_after
 
 __all__ = ["as_completed", "collect_all", "collect_any", "wait_all"]
 
@@ -50,12 +48,11 @@ def collect_all(futures: Iterable[Future[T]]) -> Future[list[Future[T]]]:
     [1, 2]
     """
     checked = _checked(futures, "collect_all")
-    collected: Future[list[Future[T]]] = Future()
     if not checked:
-        collected.set_result([])
-        return collected
-    Collector(collected, checked).start()
-    return collected
+        empty: Future[list[Future[T]]] = Future()
+        empty.set_result([])
+        return empty
+    return Collector(checked, decided_by_success=False).collected
 
 
 def wait_all(futures: Iterable[Future[T]]) -> list[T]:
@@ -87,16 +84,7 @@ def collect_any(futures: Iterable[Future[T]]) -> Future[T]:
     checked = _checked(futures, "collect_any")
     if not checked:
         raise ValueError("collect_any() needs at least one future: none of none ever succeeds")
-    winner: Future[Future[T]] = Future()
-    left = itertools.count(len(checked) - 1, -1)
-
-    def settle(future: Future[T]) -> None:
-        if _error_of(future) is None or next(left) == 0:
-            winner.try_set_result(future)
-
-    for future in checked:
-        future.add_done_callback(settle, lend_streams=False)
-    return winner.then_async(lambda future: future.value())
+    return Collector(checked, decided_by_success=True).collected
 
 
 def as_completed(futures: Iterable[Future[T]], timeout: float | None = None) -> Iterator[Future[T]]:
@@ -121,44 +109,56 @@ def as_completed(futures: Iterable[Future[T]], timeout: float | None = None) -> 
     'a'
     """
     checked = list(dict.fromkeys(_checked(futures, "as_completed")))
-    if timeout is not None and not timeout >= 0:
-        raise ValueError(f"a timeout is 0 or more seconds, or None; got {timeout!r}")
-    deadline = None if timeout is None else time.monotonic() + timeout
-    return _as_completed(checked, deadline)
+    return _AsCompleted(checked, deadline_after(timeout))
 
 
-def _as_completed(futures: list[Future[T]], deadline: float | None) -> Iterator[Future[T]]:
-    arrived: deque[Future[T]] = deque()
-    bell: Future[None] = Future()
+class _AsCompleted(Iterator[Future[T]]):
+    """Listens from the start, so that the order is that of completion, until it is exhausted."""
 
-    def ring(future: Future[T]) -> None:
-        arrived.append(future)
-        bell.try_set_result(None)
-
-    try:
+    def __init__(self, futures: list[Future[T]], deadline: float | None) -> None:
+        self._deadline = deadline
+        self._futures = futures
+        self._left = len(futures)
+        self._arrivals = _Arrivals[T]()
         for future in futures:
-            future.add_done_callback(ring, lend_streams=False)
-        for left in range(len(futures), 0, -1):
-            while not arrived:
-                bell = Future()
-                if arrived:  # it rang the old bell
-                    break
-                try:
-                    bell.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-                except TimeoutError:
-                    raise TimeoutError(
-                        f"{left} of {len(futures)} futures were not complete in time"
-                    ) from None
-            yield arrived.popleft()
-    finally:
-        for future in futures:  # whoever stops listening leaves nothing behind
+            future.add_done_callback(self._arrivals.ring, lend_streams=False)
+
+    def __next__(self) -> Future[T]:
+        if not self._left:
+            raise StopIteration
+        try:
+            future = self._arrivals.next(self._deadline)
+        except TimeoutError:
+            raise TimeoutError(
+                f"{self._left} of {len(self._futures)} futures were not complete in time"
+            ) from None
+        self._left -= 1
+        return future
+
+    def __del__(self) -> None:
+        for future in self._futures:  # whoever stops listening leaves nothing behind
             if not future.done():
-                future.remove_done_callback(ring)
+                future.remove_done_callback(self._arrivals.ring)
 
 
-def _error_of(future: Future[Any]) -> BaseException | None:
-    """The error of a completed future, a cancellation included."""
-    try:
-        return future.exception()
-    except CancelledError as error:
-        return error
+class _Arrivals(Generic[T]):
+    """Futures in order of arrival, and a bell for whoever waits for the next.
+
+    Invariant: who arrives is in `_arrived` before ringing `_bell`; who waits has hung up a new bell
+    before looking into `_arrived` for the last time.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: deque[Future[T]] = deque()
+        self._bell: Future[None] = Future()
+
+    def ring(self, future: Future[T]) -> None:
+        self._arrived.append(future)
+        self._bell.try_set_result(None)
+
+    def next(self, deadline: float | None) -> Future[T]:
+        while not self._arrived:
+            bell = self._bell = Future()
+            if not self._arrived:
+                bell.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return self._arrived.popleft()

@@ -13,12 +13,21 @@ atomic operation of the interpreter:
 2. *Publish.* The winner stores the outcome and, last of all, `_state`.
 3. *Register.* Whoever wants to be told appends an entry to `_entries`, then looks at `_state`
    again. If it is still pending, the winner, who looks at `_entries` after publishing, will see
-   the entry. If not, both may see it: `list.remove` here or `list.pop` there takes it, once.
-4. *Run.* Only the winner takes entries from the end of the list, which it reversed first.
+   the entry. If not, both may see it: whoever takes it out of the list has it.
+4. *Run.* The winner takes the whole list over and runs it.
 
 `remove` compares, and must not run user code. So the first two fields tell entries apart, or their
 callbacks are plain functions, of which equal ones are the same.
 
+Interrupts
+----------
+CPython looks for signals and for other threads after calls, at the ends of loops and on entering a
+function, and nowhere else. A few lines without a call are thus one step, to other threads and to a
+handler that raises, as that of Ctrl-C does: an entry is never taken and not noted. Where a handler
+can strike, `_run` finishes first and lets it go on at the end.
+
+Nesting
+-------
 Callbacks that complete futures that have callbacks do not nest: `_run` keeps its own stack of work.
 User code that nests (a callback completing another future) does so up to `MAX_NESTING` levels, then
 is deferred to the outermost `_run` of its thread, or to a `wait` on that thread that needs it.
@@ -41,6 +50,7 @@ from gpufut.handoff import (
     HOST_TYPES,
     Handoff,
     before_blocking,
+    check_stream,
     declare,
     lend_only,
     mark_opaque,
@@ -52,7 +62,7 @@ if TYPE_CHECKING:
     import asyncio
     from asyncio import AbstractEventLoop
 
-__all__ = ["Collector", "Future"]
+__all__ = ["Collector", "Future", "deadline_after"]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -199,15 +209,17 @@ class Future(Generic[T]):
         Streams: adds waits to the current streams of every loaded framework on each device of the
             value, or to *stream*. Switches none.
         """
-        if timeout is None and stream is None:
-            if self._state == PENDING:
-                self._block(None)
-            if self._state == VALUE:
-                return self._result  # type: ignore[no-any-return]  # because a cast() costs a call
         try:
-            deadline = _deadline(timeout)
-            if self._state == PENDING:
-                self._block(deadline)
+            if timeout is None and stream is None:
+                if self._state == PENDING:
+                    self._block(None)
+                if self._state == VALUE:
+                    return self._result  # type: ignore[no-any-return]  # because a cast() costs a call
+                deadline = None
+            else:
+                deadline = deadline_after(timeout)
+                if self._state == PENDING:
+                    self._block(deadline)
             return self._deliver(stream, deadline)
         finally:
             del self  # see `value`
@@ -230,11 +242,12 @@ class Future(Generic[T]):
             CancelledError: The future was cancelled.
         """
         if timeout is not None or self._state == PENDING:
-            deadline = _deadline(timeout)
+            deadline = deadline_after(timeout)
             if self._state == PENDING:
                 self._block(deadline)
         if self._state == FAILED:
-            return cast(BaseException, self._result[0])
+            error, traceback = self._result
+            return cast(BaseException, error.with_traceback(traceback))
         if self._state == CANCELLED:
             raise CancelledError("the future was cancelled")
         return None
@@ -255,7 +268,7 @@ class Future(Generic[T]):
         Streams: none is touched.
         """
         try:
-            deadline = _deadline(timeout)
+            deadline = deadline_after(timeout)
             if self._state == PENDING:
                 self._block(deadline)
             if self._state != FENCED:
@@ -329,28 +342,32 @@ class Future(Generic[T]):
         Streams: records on the current streams of the arrays' frameworks. Never blocks on a device.
         """
         kind = type(result)
-        if (
-            (kind in HOST_TYPES or (kind in HOST_TESTS and HOST_TESTS[kind](result)))
-            and streams is None
-            and arrays is None
-        ):
-            # The short cut for a value that no device has to do with.
+        plain: object = False
+        try:
+            plain = (
+                (kind in HOST_TYPES or (kind in HOST_TESTS and HOST_TESTS[kind](result)))
+                and streams is None
+                and arrays is None
+                and self._declared is None
+            )
+        except Exception:
+            pass  # complete already, or a hostile value: the long way tells them apart
+        if plain:
+            # The short cut for a value that no device has to do with: `_settle`, written out.
             try:
-                plain = self._declared is None
-                if plain:
-                    del self._declared
+                del self._declared
             except AttributeError:
                 raise _already_complete() from None
-            if plain:
-                self._result = result
-                self._state = VALUE
-                if self._entries:
+            self._result = result
+            self._state = VALUE
+            if self._entries:
+                try:
                     _run(self, self._entries)
-                return
-        if not self._settle_value(result, streams, arrays):
+                except BaseException:
+                    _run(self, self._entries)
+                    raise
+        elif not self._settle_value(result, streams, arrays, run=True):
             raise _already_complete()
-        if self._entries:
-            _run(self, self._entries)
 
     def set_exception(self, result: BaseException) -> None:
         """Complete the future with an exception: the same object is raised to whoever waits.
@@ -369,11 +386,7 @@ class Future(Generic[T]):
         self, result: T, streams: Iterable[object] | None = None, arrays: object = None
     ) -> bool:
         """`set_result` for racing producers: False, not an error, if another came first."""
-        if not self._settle_value(result, streams, arrays):
-            return False
-        if self._entries:
-            _run(self, self._entries)
-        return True
+        return self._settle_value(result, streams, arrays, run=True)
 
     def try_set_exception(self, result: BaseException) -> bool:
         """`set_exception` for racing producers: False, not an error, if another came first."""
@@ -382,11 +395,7 @@ class Future(Generic[T]):
                 f"set_exception takes an exception instance, got {result!r}"
                 + (": call it" if isinstance(result, type) else "; use set_result for values")
             )
-        if not self._settle_error(result):
-            return False
-        if self._entries:
-            _run(self, self._entries)
-        return True
+        return self._settle(FAILED, (result, result.__traceback__), None, run=True)
 
     def cancel(self) -> bool:
         """Give the future up. True if it was pending: it is now `cancelled()`.
@@ -394,11 +403,7 @@ class Future(Generic[T]):
         Waiters and children get `CancelledError`; a later `set_result` raises `InvalidStateError`,
         `try_set_result` says False. Work in progress is not stopped.
         """
-        if not self._settle(CANCELLED, None, None):
-            return False
-        if self._entries:
-            _run(self, self._entries)
-        return True
+        return self._settle(CANCELLED, None, None, run=True)
 
     # -- callbacks ---------------------------------------------------------------------------------
 
@@ -429,7 +434,7 @@ class Future(Generic[T]):
             self._entries.append(entry)
             if self._state == PENDING or not self._forget(entry):
                 return child
-        _run(self, [entry])
+        _run_late(self, entry)
         return child
 
     def then_async(self, callback: Callable[[Future[T]], Future[S]]) -> Future[S]:
@@ -474,7 +479,7 @@ class Future(Generic[T]):
             self._entries.append(entry)
             if self._state == PENDING or not self._forget(entry):
                 return
-        _run(self, [entry])
+        _run_late(self, entry)
 
     def remove_done_callback(self, callback: Callable[[Future[T]], object]) -> int:
         """Take back every registration of *callback* by `add_done_callback` that has not begun.
@@ -494,15 +499,19 @@ class Future(Generic[T]):
         state = self._state
         if state == PENDING:
             callbacks = sum(1 for how, _, _ in list(self._entries) if how is not _wake)
-            text = "pending" + (f", {callbacks} callbacks" if callbacks != 1 else ", 1 callback")
-            if not callbacks:
-                text = "pending"
+            text = "pending" + (f", {callbacks} to be told" if callbacks else "")
         elif state == FAILED:
             text = f"failed with {_shortened(self._result[0])}"
         elif state == CANCELLED:
             text = "cancelled"
         else:
-            text = f"value {_shortened(self._result)}"
+            # Showing an array might read it, which blocks, and may read it too early.
+            shown = type(self._result) in _SHOWN
+            text = (
+                f"value {_shortened(self._result)}"
+                if shown
+                else f"value of type {type(self._result).__name__}"
+            )
             if state == FENCED:
                 text += f" {self._handoff}"
         return f"<gpufut.Future at {id(self):#x}: {text}>"
@@ -515,8 +524,13 @@ class Future(Generic[T]):
 
     # -- below the surface -------------------------------------------------------------------------
 
-    def _settle(self, state: int, result: object, handoff: Handoff | None) -> bool:
-        """Claim and publish. False if somebody else came first. Runs no callback."""
+    def _settle(
+        self, state: int, result: object, handoff: Handoff | None, run: bool = False
+    ) -> bool:
+        """Claim, publish and, if asked to, run the callbacks. False if somebody else came first.
+
+        Without *run*, whoever gets True has to see to the callbacks: see `_run`.
+        """
         try:
             declared = self._declared
             if declared is not None and handoff is None:
@@ -527,9 +541,20 @@ class Future(Generic[T]):
         self._result = result
         self._handoff = handoff
         self._state = state
+        if run and self._entries:
+            try:
+                _run(self, self._entries)
+            except BaseException:
+                # A signal on the threshold of `_run`, or one that it has passed on. In the first
+                # case nothing has run yet; in the second there is nothing left.
+                _run(self, self._entries)
+                raise
         return True
 
-    def _settle_value(self, result: object, streams: object = None, arrays: object = None) -> bool:
+    def _settle_value(
+        self, result: object, streams: object = None, arrays: object = None, run: bool = False
+    ) -> bool:
+        """`_settle` with a value, after recording what has been launched for it."""
         try:
             declared = self._declared
         except AttributeError:
@@ -538,11 +563,9 @@ class Future(Generic[T]):
         try:
             handoff = record(result, declared, named, arrays)
         except Exception as error:  # a wrong device, a failing driver: the consumers must know
-            return self._settle_error(error)
-        return self._settle(VALUE if handoff is None else FENCED, result, handoff)
-
-    def _settle_error(self, error: BaseException) -> bool:
-        return self._settle(FAILED, (error, error.__traceback__), None)
+            # Without its traceback, whose frames hold the value and this future.
+            return self._settle(FAILED, (error.with_traceback(None), None), None, run)
+        return self._settle(VALUE if handoff is None else FENCED, result, handoff, run)
 
     def _settle_like(self, other: Future[Any]) -> bool:
         """Take over the outcome of a completed future, its hand-off included."""
@@ -556,7 +579,7 @@ class Future(Generic[T]):
             # it will see this one. If not, it may have, and then the entry is no longer there.
             if self._state == PENDING or not self._forget(entry):
                 return
-        _run(self, [entry])
+        _run_late(self, entry)
 
     def _forget(self, entry: Entry) -> bool:
         """Take *entry* back. False if it is being run, or has been."""
@@ -572,49 +595,53 @@ class Future(Generic[T]):
         Raises:
             TimeoutError: The deadline, in `time.monotonic()` seconds, has passed.
         """
-        thread = _local.thread
-        if thread.depth:
-            self._check_deadlock(thread)
-            while thread.deferred and self._state == PENDING:
-                _run_deferred(thread)
-            before_blocking()
-        # A gate that was waited for is closed again and serves the next wait of this thread. One
-        # that was given up is not: its release may still be on the way.
-        gate, thread.gate = thread.gate, None
-        if gate is None:
-            gate = allocate_lock()
-            gate.acquire()
-        entry: Entry = (_wake, gate, gate)
         try:
+            thread = _local.thread
+            if thread.depth:
+                if _depends_on_running(self, thread):
+                    raise DeadlockError(
+                        "waiting for a future from inside the callback whose return completes it, "
+                        "or something that it depends on: "
+                        "return the value instead, or return another future from then_async()"
+                    )
+                _help(thread, self)
+                before_blocking()
+            # A gate that was waited for is closed again and serves the next wait of this thread.
+            # One that was given up is not: its release may still be on the way.
+            gate, thread.gate = thread.gate, None
+            if gate is None:
+                gate = allocate_lock()
+                gate.acquire()
+            entry: Entry = (_wake, gate, gate)
             # In front: a waiter is woken before any callback runs.
             self._entries.insert(0, entry)
-            if self._state != PENDING:
-                if self._forget(entry):
+            try:
+                if self._state != PENDING:
+                    if self._forget(entry):
+                        thread.gate = gate
+                elif deadline is None:
+                    gate.acquire()
                     thread.gate = gate
-            elif deadline is None:
-                gate.acquire()
-                thread.gate = gate
-            elif gate.acquire(
-                True, max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))
-            ):
-                thread.gate = gate
-            else:
+                elif gate.acquire(
+                    True, max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))
+                ):
+                    thread.gate = gate
+                else:
+                    self._forget(entry)
+                    if self._state == PENDING:
+                        raise TimeoutError(
+                            "the future was not complete in time; it is still pending"
+                        )
+            except BaseException:  # Ctrl-C
                 self._forget(entry)
-                if self._state == PENDING:
-                    raise TimeoutError("the future was not complete in time; it is still pending")
-        except BaseException:  # Ctrl-C
-            self._forget(entry)
-            raise
-
-    def _check_deadlock(self, thread: _Thread) -> None:
-        if any(target is self for target in (*thread.outer, thread.target)):
-            raise DeadlockError(
-                "waiting for a future from inside the callback whose return completes it: "
-                "return the value instead, or return another future from then_async()"
-            )
+                raise
+        finally:
+            del self  # see `value`
 
     def _deliver(self, stream: object, deadline: float | None) -> T:
         """The outcome of a completed future, handed to the caller's streams."""
+        if stream is not None:
+            check_stream(stream)
         if self._state == FENCED:
             handoff = cast(Handoff, self._handoff)
             handoff.wait_on(stream)
@@ -649,21 +676,24 @@ mark_opaque(Future)  # another future's outcome is not part of this one's value
 
 
 class _Thread:
-    """What one thread is in the middle of.
+    """The account of one thread: what it is in the middle of.
 
     depth       how many calls of `_run` are on its stack
     target      the target of the entry that is running; `outer`: those of the calls around it
-    deferred    work that would have nested too deep
+    work        futures with entries left, which the calls of `_run` will come to, next one last.
+                It is here, and not in their frames, because a callback that waits may need them.
+    deferred    the same, next one first, of futures whose callbacks would have nested too deep
     interrupt   a KeyboardInterrupt or the like that a callback raised, on its way out
     gate        a closed lock for the next time that the thread blocks, or None
     """
 
-    __slots__ = ("deferred", "depth", "gate", "interrupt", "outer", "target")
+    __slots__ = ("deferred", "depth", "gate", "interrupt", "outer", "target", "work")
 
     def __init__(self) -> None:
         self.depth = 0
         self.target: object = None
         self.outer: list[object] = []
+        self.work: list[tuple[Future[Any], list[Entry]]] = []
         self.deferred: deque[tuple[Future[Any], list[Entry]]] = deque()
         self.interrupt: BaseException | None = None
         self.gate: LockType | None = None
@@ -675,7 +705,8 @@ class _Local(threading.local):
 
 
 _local = _Local()
-_NOBODY: Final = _Thread()  # stands for "no account opened"; nothing is ever written to it
+_NO_ENTRIES: Final[list[Entry]] = []
+_NOBODY: Final = _Thread()  # stands for "no account opened"; nothing is ever written to these
 
 
 def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a tenth of a callback
@@ -684,85 +715,115 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
     """Run the entries of a completed future, and those of the futures that they complete.
 
     Depth first and in constant stack. The entries are in order of registration, waiters in front.
-    Nobody adds to them any more: who registers now sees that the future is complete, and takes its
-    entry back.
+    What is still registered in the list from now on is not ours: whoever does that sees that the
+    future is complete, and takes its entry back.
     """
     # The thread's account, opened when there is a user's callback to run. Waking a thread or
     # counting down runs no code that could nest, and need not pay for it.
     thread = _NOBODY
-    depth = 0
+    work = _NOBODY.work
+    depth = base = 0
+    # What is left of the entries of `parent`, first one last, so that each is taken in no time.
+    rest = _NO_ENTRIES
+    # For the handler below: an entry that was taken and not begun; the target of one that was.
+    entry: Entry | None = None
+    begun: object = None
     interrupt: BaseException | None = None
-    # What is left to run on the way down to the present future. A chain leaves nothing behind.
-    work: list[tuple[Future[Any], list[Entry]]] | None = None
-    if len(entries) > 1:
-        entries.reverse()  # so that each can be taken from the end, in constant time
     while True:
         try:
             while True:
-                while entries:
-                    try:
-                        how, target, callback = entries.pop()
-                    except IndexError:  # a waiter has just given up and taken itself away
-                        break
-                    settled: Future[Any] | None
-                    if thread is _NOBODY:
-                        if how is _wake:
-                            target.release()
-                            continue
-                        if callback is not None:
-                            thread = _local.thread
-                            depth = thread.depth
-                            if depth >= MAX_NESTING:
-                                entries.append((how, target, callback))
-                                _defer(thread, (*(work or ()), (parent, entries)))
-                                return
-                            thread.depth = depth + 1
-                            if depth:
-                                thread.outer.append(thread.target)
-                    # The callbacks of values without device work are called right here: one more
-                    # call would be a good part of what they cost.
-                    if how is _then and parent._handoff is None:
-                        settled = thread.target = target
-                        try:
-                            result = callback(parent)
-                            if type(result) not in HOST_TYPES:
-                                target._settle_value(result)
-                            else:  # as in `set_result`
-                                del target._declared
-                                target._result = result
-                                target._state = VALUE
-                        except BaseException as error:
-                            _fail(target, error)
-                    elif how is _done and parent._handoff is None:
-                        try:
-                            callback(parent)
-                        except BaseException as error:
-                            _report(parent, error)
-                        continue
+                if entries:
+                    # Take them over. No call until the end of the block: see "Interrupts".
+                    entry = entries[0]
+                    del entries[0]
+                    if entries:
+                        rest = entries[::-1]
+                        del entries[:]
                     else:
-                        if callback is not None:
-                            thread.target = target
-                        settled = how(parent, target, callback)
-                    if settled is not None and settled._entries:
-                        if entries:
-                            work = work or []
-                            work.append((parent, entries))
-                        parent, entries = settled, settled._entries
-                        if len(entries) > 1:
-                            entries.reverse()
-                if work:
-                    parent, entries = work.pop()
+                        rest = _NO_ENTRIES
+                    entries = _NO_ENTRIES
+                elif rest:
+                    entry = rest[-1]
+                    del rest[-1]
+                elif work and len(work) > base:
+                    parent, rest = work[-1]
+                    if not rest:
+                        del work[-1]
+                    continue
                 elif thread.deferred and not depth:
-                    parent, entries = thread.deferred.popleft()
+                    parent, rest = thread.deferred[0]
+                    del thread.deferred[0]
+                    continue
                 else:
                     break
+                how, target, callback = entry
+                if thread is _NOBODY:
+                    if how is _wake:
+                        entry = None
+                        target.release()
+                        continue
+                    if callback is not None or rest:
+                        account = _local.thread
+                        depth = account.depth
+                        if depth >= MAX_NESTING:
+                            account.deferred.append((parent, [*rest, entry]))
+                            return
+                        account.depth = depth + 1
+                        work = account.work
+                        thread = account
+                        if depth:
+                            account.outer.append(account.target)
+                            base = len(work)
+                if rest and (len(work) == base or work[-1][1] is not rest):
+                    work.append((parent, rest))
+                # The callbacks of values without device work are called right here: one more call
+                # would be a good part of what they cost.
+                settled: Future[Any] | None = None
+                entry = None
+                if how is _then and parent._handoff is None:
+                    thread.target = target
+                    try:
+                        result = callback(parent)
+                        if type(result) not in HOST_TYPES:
+                            if target._settle_value(result):
+                                settled = target
+                        else:  # as in `set_result`
+                            del target._declared
+                            target._result = result
+                            target._state = VALUE
+                            settled = target
+                    except BaseException as error:
+                        settled = _fail(target, error)
+                elif how is _done and parent._handoff is None:
+                    try:
+                        callback(parent)
+                    except BaseException as error:
+                        _report(parent, error)
+                    continue
+                else:
+                    begun = target
+                    if callback is not None:
+                        thread.target = target
+                    settled = how(parent, target, callback)
+                    begun = None
+                if settled is not None and settled._entries:
+                    # What is left of the present future is in `work`. A chain leaves nothing.
+                    parent, entries = settled, settled._entries
             break
         except BaseException as error:
             # A signal between two callbacks. The rest must still run: others wait for it.
             interrupt = interrupt or error
+            if entry is not None:
+                rest = [*rest, entry]
+                entry = None
+            elif begun is not None:
+                settled = _interrupted(begun, error)
+                begun = None
+                if settled is not None:
+                    _run(settled, settled._entries)
     # A callback's traceback keeps the frames from which it was called, with the locals that they
     # had at their end: left in, a failed child and its exception would keep each other alive.
-    del parent, entries, work
+    del parent, entries
     target = callback = settled = result = None
     if thread is not _NOBODY:
         thread.depth = depth
@@ -776,40 +837,64 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
             del interrupt  # the traceback keeps this frame
 
 
-def _defer(thread: _Thread, left: Iterable[tuple[Future[Any], list[Entry]]]) -> None:
-    """Leave entries to the outermost `_run` of this thread, or to a `wait` that needs them.
+def _run_late(future: Future[Any], entry: Entry) -> None:
+    """Run an entry that was registered on a completed future."""
+    for parent, entries in _local.thread.deferred:
+        if parent is future:  # its turn comes after those before it
+            entries.insert(0, entry)
+            return
+    _run(future, [entry])
 
-    They are in running order, last one first. Waiters stand in front and have been woken.
+
+def _depends_on_running(future: Future[Any], thread: _Thread) -> bool:
+    """Whether *future* can only complete after a callback that is running in this thread.
+
+    Looks no further than a few thousand futures: a sure answer is not worth more.
     """
-    thread.deferred.extend(reversed(tuple(left)))
+    todo = [target for target in (*thread.outer, thread.target) if isinstance(target, Future)]
+    for looked_at, child in enumerate(todo):
+        if child is future:
+            return True
+        if looked_at > 4096:
+            break
+        # `then` and what follows from it; a collected future may complete by another way.
+        todo += [target for how, target, _ in list(child._entries) if how in _FOLLOWING]
+    return False
 
 
-def _run_deferred(thread: _Thread) -> None:
-    """Run what was deferred first, deeper than `MAX_NESTING`: a wait cannot go on without it."""
-    parent, entries = thread.deferred.popleft()
-    entries.reverse()
-    depth, thread.depth = thread.depth, 1
-    try:
-        _run(parent, entries)
-    finally:
-        thread.depth = depth
+def _help(thread: _Thread, future: Future[Any]) -> None:
+    """Run what this thread has put off, piece by piece, for as long as *future* is pending.
+
+    For a thread that is about to wait, inside a callback: perhaps it waits for itself.
+    """
+    while future._state == PENDING:
+        put_off = (*reversed(thread.work), *thread.deferred)
+        parent, entries = next((each for each in put_off if each[1]), (None, []))
+        if parent is None:
+            return
+        entry = entries[-1]
+        del entries[-1]  # no call since the line above: see "Interrupts"
+        depth, thread.depth = thread.depth, 1  # nested as deep as it may be: it cannot be put off
+        try:
+            _run(parent, [entry])
+        finally:
+            thread.depth = depth
 
 
-# What is to be done with an entry. `_run` does two of them itself when there is no hand-off; here
+# What is to be done with an entry. All return the future that they completed, and whose entries are
+# to be run next, or None. `_run` does two of them itself when there is no hand-off; here
 # is what they do when there is one.
 
 
 def _then(
     parent: Future[Any], child: Future[Any], callback: Callable[[Future[Any]], object]
-) -> Future[Any]:
+) -> Future[Any] | None:
     try:
         with cast(Handoff, parent._handoff).lend_streams():
             # Settled while the pool streams are current: the child's events belong on them.
-            child._settle_value(callback(parent))
+            return child if child._settle_value(callback(parent)) else None
     except BaseException as error:
-        _fail(child, error)
-    try:
-        return child
+        return _fail(child, error)
     finally:
         del child  # see the end of `_run`
 
@@ -833,18 +918,15 @@ def _then_async(
         if inner._state == PENDING:
             inner._notify((_adopt, child, None))
             return None
-        child._settle_like(inner)
+        return child if child._settle_like(inner) else None
     except BaseException as error:
-        _fail(child, error)
-    try:
-        return child
+        return _fail(child, error)
     finally:
         del child  # see the end of `_run`
 
 
-def _adopt(parent: Future[Any], child: Future[Any], _: None) -> Future[Any]:
-    child._settle_like(parent)
-    return child
+def _adopt(parent: Future[Any], child: Future[Any], _: None) -> Future[Any] | None:
+    return child if child._settle_like(parent) else None
 
 
 def _done(parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]) -> None:
@@ -893,74 +975,107 @@ Gate = LockType | _LoopGate
 
 
 class Collector:
-    """Completes one future when many others have succeeded, or as soon as one has not."""
+    """Completes one future by many others: by the first that decides, or by the last.
 
-    __slots__ = ("collected", "futures", "left")
+    Args:
+        futures: At least one.
+        decided_by_success: Whether the first success decides, as for `collect_any`, or the first
+            failure, as for `collect_all`. A deciding future's outcome is the collected one's. If
+            none decides, that is the last one's failure, or the list of futures.
+    """
 
-    def __init__(self, collected: Future[Any], futures: list[Future[Any]]) -> None:
-        self.collected = collected
-        self.futures = futures
-        # One draw for each success. Drawing is atomic, so exactly one draws 0.
-        self.left = itertools.count(len(futures) - 1, -1)
+    __slots__ = ("_decided_by_success", "_futures", "_left", "collected")
 
-    def start(self) -> None:
-        """Watch the futures, of which there is at least one."""
-        entry: Entry = (_count, self, None)  # the same for all: it holds nothing of any of them
-        for future in self.futures:
+    def __init__(self, futures: list[Future[Any]], decided_by_success: bool) -> None:
+        self.collected: Future[Any] = Future()
+        self._decided_by_success = decided_by_success
+        self._futures = futures
+        # One draw for each future that does not decide. Drawing is atomic, so exactly one draws 0.
+        self._left = itertools.count(len(futures) - 1, -1)
+        # First in line: when the outcome is there, nothing of it shall stay with futures that are
+        # still pending, perhaps for ever, and were asked in vain.
+        self.collected._notify((_abandon, self, None))
+        entry: Entry = (_count, self, None)  # the same for all
+        for future in futures:
             if future._state == PENDING:  # `_notify`, written out: lists are long
                 future._entries.append(entry)
                 if future._state == PENDING or not future._forget(entry):
                     continue
-            _run(future, [entry])
+            _run_late(future, entry)
+
+    def count(self, future: Future[Any]) -> bool:
+        """Take note of a completed future. True if that completed the collected one."""
+        succeeded = future._state == VALUE or future._state == FENCED
+        if succeeded is not self._decided_by_success:
+            if next(self._left):
+                return False
+            if succeeded:
+                return self.collected._settle(VALUE, self._futures, None)
+        return self.collected._settle_like(future)
+
+    def abandon(self) -> None:
+        """Leave the futures that are still pending."""
+        futures, self._futures = self._futures, []
+        entry: Entry = (_count, self, None)
+        for future in futures:
+            if future._state == PENDING:
+                future._forget(entry)
 
 
 def _count(parent: Future[Any], collector: Collector, _: None) -> Future[Any] | None:
-    if parent._state == VALUE or parent._state == FENCED:
-        if next(collector.left):
-            return None
-        collector.collected._settle(VALUE, collector.futures, None)
-    elif not collector.collected._settle_like(parent):
-        return None
-    return collector.collected
+    return collector.collected if collector.count(parent) else None
+
+
+def _abandon(parent: Future[Any], collector: Collector, _: None) -> None:
+    collector.abandon()
 
 
 def _synchronized(parent: Future[Any], child: Future[Any], _: None) -> Future[Any] | None:
     handoff = parent._handoff
     if parent._state != FENCED or handoff is None:
-        child._settle_like(parent)
-        return child
+        return child if child._settle_like(parent) else None
     value = parent._result
 
-    def finish(error: BaseException | None) -> None:
-        if error is not None:
-            child._settle_error(error)
-        else:
-            child._settle(VALUE, value, None)
-
-    def finish_and_run(error: BaseException | None) -> None:
-        finish(error)
-        if child._entries:
-            _run(child, child._entries)
+    def finish(error: BaseException | None, run: bool = True) -> bool:
+        if error is not None:  # without its traceback, whose frames hold the child
+            return child._settle(FAILED, (error.with_traceback(None), None), None, run)
+        return child._settle(VALUE, value, None, run)
 
     try:
         if not handoff.query():
-            handoff.on_finished(finish_and_run)
+            handoff.on_finished(finish)
             return None
     except Exception as error:  # the device's
-        finish(error)
-    else:
-        finish(None)
+        return child if finish(error, run=False) else None
+    return child if finish(None, run=False) else None
+
+
+def _fail(child: Future[Any], error: BaseException) -> Future[Any] | None:
+    """Complete *child* with what its callback raised; return it if its entries are to be run."""
+    # The first frame of the traceback is that of our caller: of no use to anybody, and it holds the
+    # child. The rest goes into the child, not into the exception: the callback's frame holds the
+    # parent, whose own exception this may be.
+    traceback = error.__traceback__
+    rest = traceback.tb_next if traceback is not None else None
+    if isinstance(error, Exception):
+        error.__traceback__ = None
+        return child if child._settle(FAILED, (error, rest), None) else None
+    _interrupt(error)
+    child._settle(FAILED, (error, rest), None)
+    # Also if it was complete: a signal may have struck right after that, before its entries ran.
     return child
 
 
-def _fail(child: Future[Any], error: BaseException) -> None:
-    """Complete *child*, unless it was cancelled meanwhile, with what its callback raised."""
-    # The first frame of the traceback is that of our caller, which holds the child: left in, child
-    # and exception would keep each other alive.
-    traceback = error.__traceback__
-    child._settle_error(error.with_traceback(traceback.tb_next if traceback else None))
-    if not isinstance(error, Exception):
-        _interrupt(error)
+_FOLLOWING: Final = frozenset({_then, _then_async, _adopt, _synchronized})
+
+
+def _interrupted(target: object, error: BaseException) -> Future[Any] | None:
+    """A signal struck inside an errand of ours, who knows where. Nobody shall hang for it."""
+    child = target.collected if isinstance(target, Collector) else target
+    if not isinstance(child, Future):
+        return None
+    child._settle(FAILED, (error, None), None)
+    return child
 
 
 def _interrupt(error: BaseException) -> None:
@@ -976,12 +1091,13 @@ def _report(parent: Future[Any], error: BaseException) -> None:
     import logging  # here: most programs never need it, and it is a third of our import time
 
     logging.getLogger("gpufut").error("a callback of %r raised", parent, exc_info=error)
+    error.__traceback__ = None  # see `_fail`
 
 
 # -- small things ----------------------------------------------------------------------------------
 
 
-def _deadline(timeout: float | None) -> float | None:
+def deadline_after(timeout: float | None) -> float | None:
     """When *timeout* seconds from now have passed, in `time.monotonic()` seconds."""
     if timeout is None:
         return None
@@ -1015,6 +1131,10 @@ def _not_callable(method: str, callback: object) -> TypeError:
         f"{method}() takes a function of one argument, the completed future; got "
         f"{_shortened(callback)}"
     )
+
+
+# Types of which a future's repr shows the value.
+_SHOWN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 def _shortened(value: object) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from gpufut import reactor, runtimes
 from gpufut.arrays import HOST_TESTS, HOST_TYPES, Found, find, mark_opaque
@@ -23,6 +23,7 @@ from gpufut.streams import (
     Lane,
     Stream,
     StreamPool,
+    Undo,
     current_handles,
     get_manager,
     pop_current,
@@ -35,6 +36,7 @@ __all__ = [
     "HOST_TYPES",
     "Handoff",
     "before_blocking",
+    "check_stream",
     "declare",
     "lend_only",
     "mark_opaque",
@@ -75,6 +77,16 @@ def resolve_streams(streams: object) -> list[object]:
         else:
             named.append(resolve(stream))
     return named
+
+
+def check_stream(stream: object) -> None:
+    """Check a stream as far as that is possible without the value.
+
+    Raises:
+        TypeError: It is no stream.
+    """
+    if not isinstance(stream, int) or isinstance(stream, bool):  # a raw handle says too little
+        resolve(stream)
 
 
 def record(
@@ -306,7 +318,7 @@ class Handoff:
         reactor.watch(self.query, tell)
 
     def _check_process(self) -> None:
-        if self._forks != runtimes.forks():
+        if self._forks != runtimes.forks() and self.marks:
             raise ForkError(
                 "this future's device work belongs to the parent process, and does not exist in a "
                 "forked child: hand on host data, or start the child with spawn or forkserver"
@@ -318,6 +330,10 @@ class LentStreams:
 
     They wait for its marks; its memory is kept until they have passed. On exit the former current
     streams come back and the streams return to the pool, also after an error.
+
+    If streams cannot be lent, because there are none or the device has failed, the host waits for
+    the work instead and what runs inside uses the current streams: a callback that was promised is
+    called, and is ordered, whatever it costs.
     """
 
     __slots__ = ("_borrowed", "_handoff", "_undo")
@@ -325,24 +341,20 @@ class LentStreams:
     def __init__(self, handoff: Handoff) -> None:
         self._handoff = handoff
         self._borrowed: list[tuple[StreamPool, StreamHandle]] = []
-        self._undo: list[tuple[Any, Any]] = []
+        self._undo: Undo = []
 
     def __enter__(self) -> None:
-        handoff = self._handoff
-        handoff._check_process()
-        streams: dict[Device, StreamHandle] = {}
         try:
-            for lane in handoff.lending_lanes():
-                pool = lane.pool(get_manager().priority)
-                handle, exclusive = pool.borrow()
-                if exclusive:
-                    self._borrowed.append((pool, handle))
-                streams[lane.device] = handle
-                handoff._hand_to(lane, handle)
-            self._undo = push_current(streams)
-        except BaseException:
-            self._give_back()
-            raise
+            self._lend()
+        except BaseException as error:
+            self._take_back()
+            if not isinstance(error, Exception):
+                raise
+            try:
+                before_blocking()
+                self._handoff.synchronize(None)
+            except Exception:  # the device has failed: there is no work to wait for
+                return
 
     def __exit__(
         self,
@@ -350,12 +362,24 @@ class LentStreams:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._take_back()
+
+    def _lend(self) -> None:
+        handoff = self._handoff
+        handoff._check_process()
+        manager = get_manager()
+        streams: dict[Device, StreamHandle] = {}
+        for lane in handoff.lending_lanes():
+            handle = lane.pool(manager.priority).borrow(self._borrowed)
+            streams[lane.device] = handle
+            handoff._hand_to(lane, handle)
+        push_current(streams, self._undo)
+
+    def _take_back(self) -> None:
         try:
             pop_current(self._undo)
         finally:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        while self._borrowed:
-            pool, handle = self._borrowed.pop()
-            pool.give_back(handle)
+            while self._borrowed:
+                pool, handle = self._borrowed[-1]
+                del self._borrowed[-1]  # no call since the line above, so no signal between
+                pool.give_back(handle)

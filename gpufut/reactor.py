@@ -8,15 +8,17 @@ call at all once the device has failed; asking finds that out.
 from __future__ import annotations
 
 import atexit
+import sys
 import threading
 import time
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Final, NamedTuple
+from typing import Final
 
 from gpufut import runtimes
+from gpufut.errors import ForkError
 
 __all__ = ["before_blocking", "watch"]
 
@@ -25,45 +27,79 @@ _SHORTEST: Final = 20e-6
 _LONGEST: Final = 1e-3
 
 
-class _Watched(NamedTuple):
-    finished: Callable[[], bool]
-    tell: Callable[[BaseException | None], object]
-    interval: float  # at least so many seconds between two looks; 0 means as often as we can
-    due: float  # `time.monotonic()` seconds
+class _Watched:
+    """Something that will finish, who is to be told, and when to look again."""
+
+    __slots__ = ("due", "finished", "interval", "tell")
+
+    def __init__(
+        self,
+        finished: Callable[[], bool],
+        tell: Callable[[BaseException | None], object],
+        interval: float,
+    ) -> None:
+        self.finished = finished
+        self.tell = tell
+        self.interval = interval  # at least so many seconds between two looks
+        self.due = 0.0  # `time.monotonic()` seconds
+
+    def look(self) -> bool:
+        """True if it has finished and whoever waits was told."""
+        if self.due > time.monotonic():
+            return False
+        error: BaseException | None = None
+        try:
+            if not self.finished():
+                self.due = time.monotonic() + self.interval
+                return False
+        except BaseException as raised:
+            error = raised.with_traceback(None)  # its frames hold what is watched
+        try:
+            self.tell(error)
+        except BaseException:
+            # An interrupt that a callback raised. There is nobody above us to take it.
+            arguments = (*sys.exc_info(), threading.current_thread())
+            threading.excepthook(threading.ExceptHookArgs(arguments))
+        return True
 
 
 class _Reactor:
     """The thread, and what it watches.
 
-    Invariant: each watched thing is in `_new`, in `_watched`, or in the hands of the one thread
-    whose identity is `_thread`, which alone takes from either.
+    Invariant: each watched thing is in `_watched`, or in the hands of the one thread that is
+    `_thread`, which alone takes things out.
     """
 
     def __init__(self) -> None:
-        self._new: SimpleQueue[_Watched | None] = SimpleQueue()  # None: stop
         self._watched: deque[_Watched] = deque()
+        self._bell: SimpleQueue[bool] = SimpleQueue()  # True: there is something new; False: stop
         self._permit = deque([None])  # taken by whoever starts the first thread
         self._thread: threading.Thread | None = None
 
     def watch(self, watched: _Watched) -> None:
-        self._new.put(watched)
+        self._watched.append(watched)
         try:
             self._permit.pop()
         except IndexError:
+            self._bell.put(True)
             return
-        atexit.register(self.stop)
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self._permit.append(None)
+            raise
 
     def _start(self) -> None:
         # A daemon, because a program may end while a device still works; `stop` sees to it that it
         # does not outlive the interpreter's drivers.
-        self._thread = threading.Thread(target=self._main, name="gpufut-reactor", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._main, name="gpufut-reactor", daemon=True)
+        self._thread = thread
+        thread.start()
 
     def stop(self) -> None:
         thread = self._thread
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-            self._new.put(None)
+            self._bell.put(False)
             thread.join(1.0)
 
     def hand_over(self) -> None:
@@ -72,53 +108,44 @@ class _Reactor:
         if thread is not None and thread.ident == get_ident():
             self._start()
 
+    def fail_all(self, error: BaseException) -> None:
+        """Tell everybody that nothing will come. For a forked child, where the thread is gone."""
+        for watched in list(self._watched):
+            watched.tell(error)
+
     def _main(self) -> None:
         me = threading.current_thread()
         pause = _SHORTEST
         while True:
-            try:
-                timeout = None if not self._watched else pause
-                while True:
-                    new = self._new.get(timeout=timeout)
-                    if new is None:
-                        return
-                    self._watched.append(new)
-                    timeout, pause = 0, _SHORTEST
-            except Empty:
-                pass
-            pause = min(pause * 1.25, _LONGEST)
-            for _ in range(len(self._watched)):
-                watched = self._watched.popleft()
-                if watched.due > time.monotonic():
-                    self._watched.append(watched)
-                    continue
-                error = None
-                try:
-                    finished = watched.finished()
-                except BaseException as raised:
-                    error, finished = raised, True
-                if not finished:
-                    due = time.monotonic() + watched.interval
-                    self._watched.append(watched._replace(due=due))
-                    continue
+            if self._rang(pause if self._watched else None):
                 pause = _SHORTEST
-                self._tell(watched, error)
-                del watched, error  # what it refers to must not wait for the next one
+            for _ in range(len(self._watched)):
+                if self._stopping:
+                    return
+                watched = self._watched.popleft()
+                if watched.look():
+                    pause = _SHORTEST
+                else:
+                    self._watched.append(watched)
+                del watched  # what it refers to must not wait for the next one
                 if self._thread is not me:
-                    return  # `tell` blocked, and another thread took over
+                    return  # a callback blocked, and another thread has taken over
+            if self._stopping:
+                return
+            pause = min(pause * 1.25, _LONGEST)
 
-    def _tell(self, watched: _Watched, error: BaseException | None) -> None:
+    _stopping = False
+
+    def _rang(self, timeout: float | None) -> bool:
+        """Whether there is something new, waiting for it for a while, or until there is."""
+        rang = False
         try:
-            watched.tell(error)
-        except BaseException:
-            # An interrupt that a callback raised. There is nobody above us to take it.
-            threading.excepthook(threading.ExceptHookArgs(_exception_args()))
-
-
-def _exception_args() -> tuple[object, ...]:
-    import sys
-
-    return (*sys.exc_info(), threading.current_thread())
+            while True:
+                if not self._bell.get(timeout=timeout):
+                    self._stopping = True
+                rang, timeout = True, 0
+        except Empty:
+            return rang
 
 
 _reactor = _Reactor()
@@ -134,9 +161,13 @@ def watch(
     Args:
         finished: Asked again and again, in the reactor's thread. Must not block.
         tell: Called once, in the reactor's thread. May block if it calls `before_blocking` first.
+            In a forked child it is called at once, with a `ForkError`.
         interval: Least seconds between two looks.
+
+    Raises:
+        RuntimeError: The system gives no thread. It is not watched then.
     """
-    _reactor.watch(_Watched(finished, tell, interval, 0.0))
+    _reactor.watch(_Watched(finished, tell, interval))
 
 
 def before_blocking() -> None:
@@ -144,18 +175,24 @@ def before_blocking() -> None:
     _reactor.hand_over()
 
 
-def _forget() -> None:
-    global _reactor
-    _reactor = _Reactor()
+# Registered on import, so that it runs after the handlers of programs that import us, which may
+# still wait for something.
+@atexit.register
+def _stop() -> None:
+    _reactor.stop()
+
+
+_seen_forks = runtimes.forks()
 
 
 def _after_reset() -> None:
     """Only a fork takes the thread away; another simulated machine does not."""
-    global _seen_forks
-    if runtimes.forks() != _seen_forks:
-        _seen_forks = runtimes.forks()
-        _forget()
+    global _reactor, _seen_forks
+    if runtimes.forks() == _seen_forks:
+        return
+    _seen_forks = runtimes.forks()
+    orphaned, _reactor = _reactor, _Reactor()
+    orphaned.fail_all(ForkError("the parent process waits for this device work; a child cannot"))
 
 
-_seen_forks = runtimes.forks()
 runtimes.on_reset(_after_reset)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any, Final, NamedTuple
 from gpufut import reactor, runtimes
 from gpufut.device import Device, parse_device
 from gpufut.errors import DeviceUnavailableError
-from gpufut.frameworks import loaded, stream_of
+from gpufut.frameworks import Framework, loaded, stream_of
 from gpufut.runtimes import EventHandle, Runtime, StreamHandle
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "LaneStats",
     "Manager",
     "Stream",
+    "Undo",
     "current_handles",
     "current_stream",
     "get_manager",
@@ -62,7 +64,10 @@ class Stream(NamedTuple):
 
         Raises:
             TimeoutError: It had not after *timeout* seconds.
+            ValueError: A negative timeout.
         """
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"a timeout is 0 or more seconds, or None; got {timeout!r}")
         runtime = runtimes.get(self.device.type)
         if not runtime.stream_synchronize(self.device.index, self.handle, timeout):
             raise TimeoutError(f"{self} had not finished in time")
@@ -110,8 +115,7 @@ class EventPool:
         self._runtime = runtime
         self._device = device
         self._free: deque[EventHandle] = deque()
-        self._created = itertools.count()
-        self.created = 0
+        self._all: list[EventHandle] = []
 
     def take(self) -> EventHandle:
         """An event to record. May hold the past of a former hand-off until it is recorded."""
@@ -119,7 +123,7 @@ class EventPool:
             return self._free.pop()
         except IndexError:
             event = self._runtime.create_event(self._device)
-            self.created = next(self._created) + 1
+            self._all.append(event)
             return event
 
     def give_back(self, event: EventHandle) -> None:
@@ -127,7 +131,13 @@ class EventPool:
         self._free.append(event)
 
     @property
+    def created(self) -> int:
+        """How many events there are."""
+        return len(self._all)
+
+    @property
     def free(self) -> int:
+        """How many of them wait to be used again."""
         return len(self._free)
 
 
@@ -149,60 +159,69 @@ class StreamPool:
         self._all: list[StreamHandle] = []
         self._permits = deque([None] * limit)  # one for each stream that may still be created
         self._sharing = itertools.count()
-        self._shared: set[int] = set()
         self.idle_lends = 0
         self.busy_lends = 0
         self.shared_lends = 0
 
-    def borrow(self) -> tuple[StreamHandle, bool]:
-        """A stream, and whether it must be given back: a shared one must not."""
-        for _ in range(len(self._free)):
+    def borrow(self, borrowed: list[tuple[StreamPool, StreamHandle]]) -> StreamHandle:
+        """A stream. If it has to be given back, pool and stream are appended to *borrowed*.
+
+        A shared one need not be. Appended here, so that no signal can come between the two.
+        """
+        while True:
+            for _ in range(len(self._free)):
+                try:
+                    handle = self._free.popleft()
+                except IndexError:
+                    break
+                borrowed.append((self, handle))
+                if self._runtime.stream_query(self._device, handle):
+                    self.idle_lends += 1
+                    return handle
+                borrowed.pop()
+                self._free.append(handle)
+            if self._create():
+                continue
             try:
                 handle = self._free.popleft()
             except IndexError:
-                break
-            try:
-                idle = self._runtime.stream_query(self._device, handle)
-            except BaseException:
-                self._free.append(handle)
-                raise
-            if idle:
-                self.idle_lends += 1
-                return handle, True
-            self._free.append(handle)
+                if self._all:
+                    self.shared_lends += 1
+                    return self._all[next(self._sharing) % len(self._all)]
+                time.sleep(0)  # another thread is about to create the first one
+            else:
+                borrowed.append((self, handle))
+                self.busy_lends += 1
+                return handle
+
+    def _create(self) -> bool:
+        """Add a stream to the free ones, in front. False if there are as many as there may be."""
         try:
             self._permits.pop()
         except IndexError:
-            pass
-        else:
-            try:
-                handle = self._runtime.create_stream(self._device, self._priority)
-            except BaseException:
-                self._permits.append(None)
-                if not self._all:
-                    raise
-                # Out of streams, or of memory for one: those that we have will do.
-            else:
-                self._all.append(handle)
-                self.idle_lends += 1
-                return handle, True
+            return False
         try:
-            handle = self._free.popleft()
-        except IndexError:
-            self.shared_lends += 1
-            return self._all[next(self._sharing) % len(self._all)], False
-        self.busy_lends += 1
-        return handle, True
+            handle = self._runtime.create_stream(self._device, self._priority)
+        except BaseException as error:
+            self._permits.append(None)
+            if isinstance(error, Exception) and self._all:
+                return False  # out of streams, or of memory for one: those that we have will do
+            raise
+        self._all.append(handle)
+        self._free.appendleft(handle)
+        return True
 
     def give_back(self, handle: StreamHandle) -> None:
         self._free.append(handle)
 
     @property
     def created(self) -> int:
+        """How many streams there are."""
         return len(self._all)
 
     @property
     def lent(self) -> int:
+        """How many of them are lent now."""
         return len(self._all) - len(self._free)
 
 
@@ -269,22 +288,21 @@ class Holds:
     recorded on each consumer's stream, and when these have finished the owner is let go.
 
     Each new hold looks at two old ones, so that their number stays within a factor of what is in
-    use; `sweep` looks at all.
+    use; `sweep` looks at all. A program that stops handing on would keep what it dropped last:
+    while anything is held, the reactor sweeps every `interval` seconds, unless that is None.
 
-    A program that stops handing on would keep what it dropped last: while anything is held, the
-    reactor sweeps every `interval` seconds, unless that is None.
-
-    Invariant: an owner is in `_holds`, with its id in `_order` exactly once, or in `_passing`, or
-    not held. Whoever takes it out of `_holds`, atomically, moves it on. Nobody can come to an owner
-    that only we refer to, so nobody adds a stream to a hold that is being taken out.
+    Invariant: an owner is in `_holds` or in `_passing`, or not held. Who takes it out of either, by
+    its id and atomically, moves it on. Nobody can come to an owner that only we refer to, so nobody
+    adds a stream to a hold that is being taken out. `_order` says whose turn it is to be looked at,
+    and is made anew when it has run out.
     """
 
     def __init__(self, interval: float | None) -> None:
         self._interval = interval
         self._unwatched = deque([None])  # taken by whoever asks the reactor to sweep
         self._holds: dict[int, _Hold] = {}
+        self._passing: dict[int, tuple[object, list[tuple[Lane, EventHandle]]]] = {}
         self._order: deque[int] = deque()
-        self._passing: deque[tuple[object, list[tuple[Lane, EventHandle]]]] = deque()
 
     def __len__(self) -> int:
         return len(self._holds) + len(self._passing)
@@ -296,25 +314,24 @@ class Holds:
             for hold in list(self._holds.values())
         )
         return waiting + sum(
-            any(each is lane for each, _ in marks) for _, marks in list(self._passing)
+            any(each is lane for each, _ in marks) for _, marks in list(self._passing.values())
         )
 
     def keep(self, owner: object, lane: Lane, handle: StreamHandle) -> None:
         """Hold *owner* until nobody else does and the stream has passed."""
-        key = id(owner)
-        hold = self._holds.get(key)
+        hold = self._holds.get(id(owner))
         if hold is None:
             new = _Hold(owner)
-            hold = self._holds.setdefault(key, new)
+            hold = self._holds.setdefault(id(owner), new)
             if hold is new:
-                self._order.append(key)
                 self._watch()
         hold.streams[lane, handle] = None
         self._sweep_some(2)
 
     def sweep(self) -> int:
         """Let go of all memory that may go; how many owners are still held."""
-        self._sweep_some(len(self._order) + len(self._passing))
+        self._order.clear()
+        self._sweep_some(1 + len(self._holds) + len(self._passing))
         return len(self)
 
     def _watch(self) -> None:
@@ -324,7 +341,11 @@ class Holds:
             self._unwatched.pop()
         except IndexError:
             return
-        reactor.watch(lambda: self.sweep() == 0, self._unwatch, self._interval)
+        try:
+            reactor.watch(lambda: self.sweep() == 0, self._unwatch, self._interval)
+        except BaseException:
+            self._unwatched.append(None)
+            raise
 
     def _unwatch(self, error: BaseException | None) -> None:
         self._unwatched.append(None)
@@ -332,47 +353,65 @@ class Holds:
             self._watch()
 
     def _sweep_some(self, count: int) -> None:
-        for _ in range(min(count, len(self._order))):
+        for _ in range(count):
             try:
                 key = self._order.popleft()
             except IndexError:
-                break
-            self._sweep_one(key)
-        for _ in range(min(count, len(self._passing))):
-            try:
-                owner, marks = self._passing.popleft()
-            except IndexError:
-                break
-            if _have_passed(marks):
-                for lane, event in marks:
-                    lane.events.give_back(event)
-            else:
-                self._passing.append((owner, marks))
-            del owner  # its last reference may be this one: let it go before looking at the next
+                self._order.extend((*self._holds, *self._passing))
+                continue
+            hold = self._holds.get(key)
+            if hold is not None and sys.getrefcount(hold.owner) <= _REFERENCES_OF_A_HOLD:
+                self._let_pass(key, hold)
+            passing = self._passing.get(key)
+            if passing is not None and _have_passed(passing[1]):
+                self._let_go(key)
+            del hold, passing  # their owner's last reference may be here
 
-    def _sweep_one(self, key: int) -> None:
-        hold = self._holds[key]
-        if sys.getrefcount(hold.owner) > _REFERENCES_OF_A_HOLD:
-            self._order.append(key)
-            return
+    def _let_pass(self, key: int, hold: _Hold) -> None:
+        """Nobody can enqueue more: mark what is enqueued."""
         marks: list[tuple[Lane, EventHandle]] = []
-        try:
-            for lane, handle in hold.streams:
-                event = lane.events.take()
+        for lane, handle in hold.streams:
+            event = lane.events.take()
+            try:
                 lane.runtime.record(lane.device.index, event, handle)
+            except Exception:
+                lane.events.give_back(event)
+                if not _has_failed(lane, handle):
+                    for other, recorded in marks:
+                        other.events.give_back(recorded)
+                    return  # another time
+            else:
                 marks.append((lane, event))
-        except Exception:
-            # The device failed: no work of it reads the memory any more, and no event will tell.
-            marks.clear()
-        del self._holds[key]
-        self._passing.append((hold.owner, marks))
+        if self._holds.pop(key, None) is not None:
+            self._passing[key] = (hold.owner, marks)
+        else:  # another thread was quicker
+            for lane, event in marks:
+                lane.events.give_back(event)
+
+    def _let_go(self, key: int) -> None:
+        passed = self._passing.pop(key, None)
+        if passed is not None:
+            for lane, event in passed[1]:
+                lane.events.give_back(event)
+
+
+def _has_failed(lane: Lane, handle: StreamHandle) -> bool:
+    """Whether the device works no more, so that nothing on it reads memory."""
+    try:
+        lane.runtime.stream_query(lane.device.index, handle)
+    except Exception:
+        return True
+    return False
 
 
 def _have_passed(marks: list[tuple[Lane, EventHandle]]) -> bool:
-    try:
-        return all(lane.runtime.query(lane.device.index, event) for lane, event in marks)
-    except Exception:  # a failed device works on nothing
-        return True
+    for lane, event in marks:
+        try:
+            if not lane.runtime.query(lane.device.index, event):
+                return False
+        except Exception:  # a failed device works on nothing
+            continue
+    return True
 
 
 class Manager:
@@ -386,15 +425,21 @@ class Manager:
 
     Raises:
         ValueError: The limit is below 1, or the interval not above 0.
+        TypeError: Something that is no number.
     """
 
     def __init__(
         self, *, stream_limit: int = 32, priority: int = 0, housekeeping: float | None = 0.05
     ) -> None:
+        _check_whole("stream_limit", stream_limit)
+        _check_whole("priority", priority)
         if stream_limit < 1:
             raise ValueError(f"stream_limit is at least 1, got {stream_limit}")
-        if housekeeping is not None and not housekeeping > 0:
-            raise ValueError(f"housekeeping is a number of seconds or None, got {housekeeping}")
+        if housekeeping is not None:
+            if not isinstance(housekeeping, (int, float)):
+                raise TypeError(f"housekeeping is seconds or None, got {housekeeping!r}")
+            if not housekeeping > 0:
+                raise ValueError(f"housekeeping is above 0 seconds, got {housekeeping}")
         self.stream_limit = stream_limit
         self.priority = priority
         self.housekeeping = housekeeping
@@ -439,6 +484,11 @@ class Manager:
         self.holds = Holds(self.housekeeping)
 
 
+def _check_whole(name: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} is a whole number, got {number!r}")
+
+
 _manager = Manager()
 
 
@@ -460,8 +510,9 @@ def set_manager(manager: Manager) -> Manager:
 
 
 def _forget() -> None:
+    global _epoch
+    _epoch += 1
     _manager.forget()
-    _own.__init__()  # type: ignore[misc]  # because a fresh start is what __init__ makes
 
 
 runtimes.on_reset(_forget)
@@ -470,11 +521,22 @@ runtimes.on_reset(_forget)
 # -- current streams -------------------------------------------------------------------------------
 
 
+# How often handles have become meaningless; what a thread noted before that is void.
+_epoch = 0
+
+
 class _Own(threading.local):
     """gpufut's own current streams, for those who have none: device -> handles, innermost last."""
 
     def __init__(self) -> None:
+        self.epoch = _epoch
         self.streams: dict[Device, list[StreamHandle]] = {}
+
+    def of(self, device: Device) -> list[StreamHandle]:
+        if self.epoch != _epoch:
+            self.epoch = _epoch
+            self.streams = {}
+        return self.streams.setdefault(device, [])
 
 
 _own = _Own()
@@ -495,7 +557,7 @@ def current_stream(device: object) -> Stream:
     """
     parsed = parse_device(device, runtimes.default_type())
     get_manager().lane(parsed)
-    own = _own.streams.get(parsed)
+    own = _own.of(parsed)
     if own:
         return Stream(parsed, own[-1])
     for framework in loaded(parsed.type):
@@ -506,43 +568,55 @@ def current_stream(device: object) -> Stream:
 def current_handles(device: Device) -> list[StreamHandle]:
     """The distinct streams on which the calling thread's frameworks work on a device."""
     handles = dict.fromkeys(each.current_stream(device.index) for each in loaded(device.type))
-    own = _own.streams.get(device)
+    own = _own.of(device)
     if own:
         handles[own[-1]] = None
     return list(handles)
 
 
-def push_current(streams: dict[Device, StreamHandle]) -> list[tuple[Any, Any]]:
-    """Make streams current in every loaded framework; return what `pop_current` needs."""
-    undo: list[tuple[Any, Any]] = []
+# How to undo `push_current`, last step last: a framework and what it saved, or None and a device
+# with gpufut's own streams there.
+Undo = list[tuple[Framework | None, Any]]
+
+
+def push_current(streams: dict[Device, StreamHandle], undo: Undo) -> None:
+    """Make streams current in every loaded framework, noting in *undo* how to take them back.
+
+    Each step is noted before it is taken: if this raises half-way, `pop_current(undo)` mends it.
+    """
     by_type: dict[str, dict[int, StreamHandle]] = {}
     for device, handle in streams.items():
         by_type.setdefault(device.type, {})[device.index] = handle
-    try:
-        for kind, handles in by_type.items():
-            for framework in loaded(kind):
-                undo.append((framework, framework.push_streams(handles)))
-        for device, handle in streams.items():
-            _own.streams.setdefault(device, []).append(handle)
-            undo.append((None, device))
-    except BaseException:
-        pop_current(undo)
-        raise
-    return undo
+    for kind, handles in by_type.items():
+        for framework in loaded(kind):
+            undo.append((framework, framework.save_streams(handles)))
+            framework.set_streams(handles)
+    for device, handle in streams.items():
+        own = _own.of(device)
+        undo.append((None, (device, own.copy())))
+        own.append(handle)
 
 
-def pop_current(undo: list[tuple[Any, Any]]) -> None:
-    """Undo `push_current`, last one first, all of it even if one framework fails."""
+def pop_current(undo: Undo) -> None:
+    """Undo `push_current`, last step first, all of it, whatever fails or strikes meanwhile.
+
+    Raises:
+        The first thing that went wrong on the way.
+    """
     failure: BaseException | None = None
     while undo:
-        framework, token = undo.pop()
         try:
-            if framework is not None:
-                framework.pop_streams(token)
-            elif _own.streams.get(token):
-                _own.streams[token].pop()
-        except BaseException as error:
+            framework, saved = undo[-1]
+            if framework is None:
+                _own.of(saved[0])[:] = saved[1]
+            else:
+                framework.restore_streams(saved)
+            del undo[-1]
+        except Exception as error:
             failure = failure or error
+            del undo[-1]
+        except BaseException as error:  # a signal: once more, restoring twice does no harm
+            failure = error
     if failure is not None:
         raise failure
 
@@ -559,6 +633,8 @@ def resolve(stream: object, devices: tuple[Device, ...] = ()) -> Stream:
         ValueError: A raw handle that could be on several devices.
     """
     if isinstance(stream, Stream):
+        if not isinstance(stream.device, Device) or not isinstance(stream.handle, int):
+            raise TypeError(f"a gpufut.Stream holds a gpufut.Device and a handle, got {stream!r}")
         return stream
     if isinstance(stream, int) and not isinstance(stream, bool):
         if len(devices) == 1:
@@ -585,13 +661,16 @@ def stream(stream: object) -> Iterator[Stream]:
 
     Raises:
         TypeError: It is no stream.
+        DeviceUnavailableError: It is on a device that gpufut cannot serve.
 
     Threads: the calling thread only. An `await` inside would show the stream to other tasks.
     Streams: what was current before is restored on exit, in every framework, also on errors.
     """
     resolved = resolve(stream)
-    undo = push_current({resolved.device: resolved.handle})
+    get_manager().lane(resolved.device)
+    undo: Undo = []
     try:
+        push_current({resolved.device: resolved.handle}, undo)
         yield resolved
     finally:
         pop_current(undo)

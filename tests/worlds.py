@@ -50,6 +50,8 @@ class Library(Protocol):
     """One array library of a world, through its own front door."""
 
     name: str
+    is_told_of_streams: bool
+    """Whether its allocator can be told which streams use an array (torch: `record_stream`)."""
 
     def on(self, stream: Any) -> AbstractContextManager[object]:
         """Make a stream current in this library alone, as its users do."""
@@ -80,6 +82,9 @@ class Library(Protocol):
 
     def read_pinned(self, array: Any) -> set[float]:
         """The distinct numbers in pinned memory *now*."""
+
+    def view(self, array: Any) -> Any:
+        """Another array on the same memory."""
 
     def memory(self, array: Any) -> object:
         """The object whose end gives the memory back to the allocator; can be weakly referenced."""
@@ -225,6 +230,14 @@ class World(abc.ABC):
         """The arrays of a value."""
         return tuple(array for _, array in self._parts(value))
 
+    def view(self, value: Any) -> Any:
+        """Another value on the same memory."""
+        return self._bundle([library.view(array) for library, array in self._parts(value)])
+
+    def held(self) -> int:
+        """How many owners of memory gpufut holds, on all devices."""
+        return sum(stats.held for stats in gpufut.get_manager().stats().values())
+
     def memory(self, value: Any) -> list[object]:
         """The owners of a value's memory."""
         return [library.memory(array) for library, array in self._parts(value)]
@@ -358,6 +371,7 @@ class SimLibrary:
     def __init__(self, library: sim.Library) -> None:
         self._library = library
         self.name = library.name
+        self.is_told_of_streams = library.name == "tracking"
 
     def on(self, stream: sim.Stream) -> AbstractContextManager[object]:
         return self._library.stream(stream)
@@ -399,6 +413,9 @@ class SimLibrary:
 
     def read_pinned(self, array: sim.PinnedArray) -> set[float]:
         return set(array.get().tolist())
+
+    def view(self, array: sim.Array) -> sim.Array:
+        return array[:]
 
     def memory(self, array: sim.Array) -> object:
         return array.memory

@@ -16,7 +16,17 @@ from typing import Any, Final, NamedTuple, Protocol
 from gpufut.device import Device
 from gpufut.runtimes import StreamHandle
 
-__all__ = ["Adapter", "ArrayType", "Framework", "Place", "array_type_of", "loaded", "stream_of"]
+__all__ = [
+    "Adapter",
+    "ArrayType",
+    "Framework",
+    "Place",
+    "array_type_of",
+    "loaded",
+    "mro_of",
+    "root_of",
+    "stream_of",
+]
 
 
 class Framework(Protocol):
@@ -31,14 +41,17 @@ class Framework(Protocol):
     def current_stream(self, device: int) -> StreamHandle:
         """The calling thread's current stream on a device. Creates no context."""
 
-    def push_streams(self, streams: dict[int, StreamHandle]) -> object:
+    def save_streams(self, devices: Iterable[int]) -> object:
+        """What `restore_streams` needs to bring back what is current on the devices now."""
+
+    def set_streams(self, streams: dict[int, StreamHandle]) -> None:
         """Make a stream current on each of the given devices, for the calling thread.
 
-        The current device stays. Returns what `pop_streams` needs to undo exactly this.
+        The current device stays. If it fails half-way, `restore_streams` mends it.
         """
 
-    def pop_streams(self, token: object) -> None:
-        """Undo one `push_streams` of the calling thread, in reverse order of pushing."""
+    def restore_streams(self, saved: object) -> None:
+        """Make current again what was when `save_streams` was called, in the same thread."""
 
     def keep_memory(self, array: object, device: int, stream: StreamHandle) -> object | None:
         """Keep the array's memory from reuse while work now or later on *stream* reads it.
@@ -97,20 +110,35 @@ def adapter_of(root: str) -> Adapter | None:
     adapter = _loaded_adapters.get(root)
     if adapter is None:
         module, sign = _ADAPTERS.get(root, ("", ""))
-        # A package that is only half imported has no types to show yet.
-        if not module or sign not in sys.modules:
+        # None in sys.modules is how programs hide a module.
+        if not module or sys.modules.get(sign) is None:
             return None
         imported: Adapter = import_module(module).ADAPTER
         adapter = _loaded_adapters.setdefault(root, imported)
     return adapter
 
 
+def mro_of(kind: type) -> tuple[type, ...]:
+    """``kind.__mro__``, whatever its metaclass makes of attributes."""
+    mro: tuple[type, ...] = type.__dict__["__mro__"].__get__(kind)
+    return mro
+
+
+def root_of(kind: type) -> str:
+    """The package that a class says it is of; empty if what it says is no name."""
+    try:
+        module = type.__dict__["__module__"].__get__(kind)
+    except Exception:  # a descriptor that raises
+        return ""
+    return module.partition(".")[0] if isinstance(module, str) else ""
+
+
 def array_type_of(kind: type) -> ArrayType | None:
     """How to treat instances of *kind* if it, or a base of it, is an array type; else None."""
-    for base in kind.__mro__:
+    for base in mro_of(kind):
         # A user's own subclass of a tensor lives in the user's module; its base does not. Such a
         # type exists, so its framework is loaded already: nothing is imported for an answer.
-        adapter = adapter_of(base.__module__.partition(".")[0])
+        adapter = adapter_of(root_of(base))
         if adapter is not None:
             array_type = adapter.array_type(base)
             if array_type is not None:
@@ -130,8 +158,8 @@ def loaded(device_type: str) -> list[Framework]:
 
 def stream_of(stream: object) -> tuple[Device, StreamHandle] | None:
     """Device and handle of a stream object of any framework; None if it is no such thing."""
-    for base in type(stream).__mro__:
-        adapter = adapter_of(base.__module__.partition(".")[0])
+    for base in mro_of(type(stream)):
+        adapter = adapter_of(root_of(base))
         if adapter is not None:
             found = adapter.stream_of(stream)
             if found is not None:

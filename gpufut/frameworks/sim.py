@@ -33,15 +33,17 @@ class SimLibrary:
     def current_stream(self, device: int) -> StreamHandle:
         return self._library.current_stream(device).handle
 
-    def push_streams(self, streams: dict[int, StreamHandle]) -> object:
+    def save_streams(self, devices: Iterable[int]) -> object:
         library = self._library
-        before = [library.current_stream(device) for device in streams]
+        return library, [library.current_stream(device) for device in devices]
+
+    def set_streams(self, streams: dict[int, StreamHandle]) -> None:
+        library = self._library
         for handle in streams.values():
             library.set_stream(machine().stream_from_handle(handle))
-        return library, before
 
-    def pop_streams(self, token: object) -> None:
-        library, before = cast("tuple[sim.Library, list[sim.Stream]]", token)
+    def restore_streams(self, saved: object) -> None:
+        library, before = cast("tuple[sim.Library, list[sim.Stream]]", saved)
         for stream in before:
             library.set_stream(stream)
 
