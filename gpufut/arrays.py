@@ -278,7 +278,13 @@ def _partial_items(item: partial[Any]) -> tuple[Any, ...]:
 
 
 def _generator_locals(item: types.GeneratorType[Any, Any, Any]) -> list[Any]:
-    return [] if item.gi_frame is None else list(item.gi_frame.f_locals.values())
+    if item.gi_frame is None:
+        return []
+    variables = item.gi_frame.f_locals
+    values = list(variables.values())
+    if type(variables) is dict:  # a copy that the frame keeps, up to CPython 3.12
+        variables.clear()
+    return values
 
 
 def _exception_arguments(item: BaseException) -> tuple[Any, ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
-from gpufut.future import Collector, Future, deadline_after
+from gpufut.future import Collector, Future
+from gpufut.timeouts import deadline_after, seconds_until
 
 __all__ = ["as_completed", "collect_all", "collect_any", "wait_all"]
 
@@ -160,5 +160,5 @@ class _Arrivals(Generic[T]):
         while not self._arrived:
             bell = self._bell = Future()
             if not self._arrived:
-                bell.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                bell.wait(seconds_until(deadline))
         return self._arrived.popleft()

@@ -57,12 +57,13 @@ from gpufut.handoff import (
     record,
     resolve_streams,
 )
+from gpufut.timeouts import deadline_after, seconds_until
 
 if TYPE_CHECKING:
     import asyncio
     from asyncio import AbstractEventLoop
 
-__all__ = ["Collector", "Future", "deadline_after"]
+__all__ = ["Collector", "Future"]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -76,6 +77,10 @@ CANCELLED: Final = 4
 # Levels of callbacks that run inside callbacks before the next one is deferred. Each takes about
 # five Python frames of the thousand that the interpreter allows.
 MAX_NESTING: Final = 16
+
+# Waits inside callbacks inside waits ... that run what their thread has put off, whatever it is,
+# before the next one only does so for what it certainly needs.
+MOST_HELP: Final = 32
 
 # What is to be called on completion: (how, target, callback). `how` returns the future that it
 # completed, whose own entries come next, or None.
@@ -265,16 +270,15 @@ class Future(Generic[T]):
             TimeoutError: Not finished in time.
             CancelledError, the very object given to `set_exception`, or the device's error.
 
-        Streams: none is touched.
+        Streams: nothing is added to them; memory is kept for the current ones, as by `wait`.
         """
         try:
             deadline = deadline_after(timeout)
             if self._state == PENDING:
                 self._block(deadline)
-            if self._state != FENCED:
-                return self._deliver(None, deadline)
-            _synchronize(cast(Handoff, self._handoff), deadline)
-            return cast(T, self._result)
+            if self._state == FENCED:
+                _synchronize(cast(Handoff, self._handoff), deadline)
+            return self._deliver(None, deadline)
         finally:
             del self  # see `value`
 
@@ -434,8 +438,11 @@ class Future(Generic[T]):
             self._entries.append(entry)
             if self._state == PENDING or not self._forget(entry):
                 return child
-        _run_late(self, entry)
-        return child
+        try:
+            _run_late(self, entry)
+            return child
+        finally:
+            del self, child, entry, callback  # see the end of `_run`
 
     def then_async(self, callback: Callable[[Future[T]], Future[S]]) -> Future[S]:
         """`then` for a callback that returns a future: the child gets that future's outcome.
@@ -449,8 +456,11 @@ class Future(Generic[T]):
         if not callable(callback):
             raise _not_callable("then_async", callback)
         child: Future[S] = Future()
-        self._notify((_then_async, child, callback))
-        return child
+        try:
+            self._notify((_then_async, child, callback))
+            return child
+        finally:
+            del self, child, callback  # see the end of `_run`
 
     def add_done_callback(
         self, callback: Callable[[Future[T]], object], lend_streams: bool = True
@@ -479,18 +489,32 @@ class Future(Generic[T]):
             self._entries.append(entry)
             if self._state == PENDING or not self._forget(entry):
                 return
-        _run_late(self, entry)
+        try:
+            _run_late(self, entry)
+        finally:
+            del self, entry, callback  # see the end of `_run`
 
     def remove_done_callback(self, callback: Callable[[Future[T]], object]) -> int:
         """Take back every registration of *callback* by `add_done_callback` that has not begun.
 
+        Once the future is complete, only the completing thread can: it has taken them over.
+
         Returns:
             How many there were. Callbacks are compared by equality, as in asyncio.
         """
+        thread = _local.thread
+        mine = [self._entries]
+        # On completion this thread may have taken them over, and be at an earlier one.
+        mine += [rest for parent, rest in (*thread.work, *thread.deferred) if parent is self]
         removed = 0
-        for entry in list(self._entries):
-            if entry[0] in (_done, _done_plainly) and entry[2] == callback:
-                removed += self._forget(entry)
+        for entries in mine:
+            for entry in list(entries):
+                if entry[0] in (_done, _done_plainly) and entry[2] == callback:
+                    try:
+                        entries.remove(entry)
+                    except ValueError:  # it is being run just now
+                        continue
+                    removed += 1
         return removed
 
     # -- odds and ends -----------------------------------------------------------------------------
@@ -499,7 +523,9 @@ class Future(Generic[T]):
         state = self._state
         if state == PENDING:
             callbacks = sum(1 for how, _, _ in list(self._entries) if how is not _wake)
-            text = "pending" + (f", {callbacks} to be told" if callbacks else "")
+            text = "pending"
+            if callbacks:
+                text += f", {callbacks} callback" + ("s" if callbacks > 1 else "")
         elif state == FAILED:
             text = f"failed with {_shortened(self._result[0])}"
         elif state == CANCELLED:
@@ -579,7 +605,10 @@ class Future(Generic[T]):
             # it will see this one. If not, it may have, and then the entry is no longer there.
             if self._state == PENDING or not self._forget(entry):
                 return
-        _run_late(self, entry)
+        try:
+            _run_late(self, entry)
+        finally:
+            del self, entry  # see the end of `_run`
 
     def _forget(self, entry: Entry) -> bool:
         """Take *entry* back. False if it is being run, or has been."""
@@ -598,7 +627,7 @@ class Future(Generic[T]):
         try:
             thread = _local.thread
             if thread.depth:
-                if _depends_on_running(self, thread):
+                if _follows(self, (*thread.outer, thread.target)):
                     raise DeadlockError(
                         "waiting for a future from inside the callback whose return completes it, "
                         "or something that it depends on: "
@@ -784,16 +813,19 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     thread.target = target
                     try:
                         result = callback(parent)
-                        if type(result) not in HOST_TYPES:
-                            if target._settle_value(result):
-                                settled = target
-                        else:  # as in `set_result`
+                        try:
+                            plain = type(result) in HOST_TYPES
+                        except TypeError:  # a class that cannot be hashed
+                            plain = False
+                        if plain:  # as in `set_result`
                             del target._declared
                             target._result = result
                             target._state = VALUE
                             settled = target
+                        elif target._settle_value(result):
+                            settled = target
                     except BaseException as error:
-                        settled = _fail(target, error)
+                        settled = _fail(parent, target, error)
                 elif how is _done and parent._handoff is None:
                     try:
                         callback(parent)
@@ -839,27 +871,38 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
 
 def _run_late(future: Future[Any], entry: Entry) -> None:
     """Run an entry that was registered on a completed future."""
-    for parent, entries in _local.thread.deferred:
-        if parent is future:  # its turn comes after those before it
-            entries.insert(0, entry)
-            return
-    _run(future, [entry])
+    deferred = tuple(_local.thread.deferred)
+    before = next((rest for parent, rest in deferred if parent is future), None)
+    if before is not None:
+        before.insert(0, entry)  # its turn comes after theirs
+        return
+    try:
+        _run(future, [entry])
+    finally:
+        del future, entry  # see the end of `_run`
 
 
-def _depends_on_running(future: Future[Any], thread: _Thread) -> bool:
-    """Whether *future* can only complete after a callback that is running in this thread.
+def _follows(future: Future[Any], roots: Iterable[object]) -> bool:
+    """Whether *future* completes when one of *roots* has, and not before.
 
     Looks no further than a few thousand futures: a sure answer is not worth more.
     """
-    todo = [target for target in (*thread.outer, thread.target) if isinstance(target, Future)]
-    for looked_at, child in enumerate(todo):
-        if child is future:
+    todo = [root for root in roots if isinstance(root, Future)]
+    for looked_at, root in enumerate(todo):
+        if root is future:
             return True
         if looked_at > 4096:
             break
         # `then` and what follows from it; a collected future may complete by another way.
-        todo += [target for how, target, _ in list(child._entries) if how in _FOLLOWING]
+        todo += [target for how, target, _ in list(root._entries) if how in _FOLLOWING]
     return False
+
+
+def _put_off(thread: _Thread) -> list[object]:
+    """The targets of all entries that this thread still has to run."""
+    return [
+        target for _, entries in (*thread.work, *thread.deferred) for _, target, _ in list(entries)
+    ]
 
 
 def _help(thread: _Thread, future: Future[Any]) -> None:
@@ -868,6 +911,8 @@ def _help(thread: _Thread, future: Future[Any]) -> None:
     For a thread that is about to wait, inside a callback: perhaps it waits for itself.
     """
     while future._state == PENDING:
+        if len(thread.outer) > MOST_HELP and not _follows(future, _put_off(thread)):
+            return  # each help is a few frames deeper, and it may well come from elsewhere
         put_off = (*reversed(thread.work), *thread.deferred)
         parent, entries = next((each for each in put_off if each[1]), (None, []))
         if parent is None:
@@ -879,6 +924,7 @@ def _help(thread: _Thread, future: Future[Any]) -> None:
             _run(parent, [entry])
         finally:
             thread.depth = depth
+            del parent, entry, entries, put_off  # see the end of `_run`
 
 
 # What is to be done with an entry. All return the future that they completed, and whose entries are
@@ -894,7 +940,7 @@ def _then(
             # Settled while the pool streams are current: the child's events belong on them.
             return child if child._settle_value(callback(parent)) else None
     except BaseException as error:
-        return _fail(child, error)
+        return _fail(parent, child, error)
     finally:
         del child  # see the end of `_run`
 
@@ -920,7 +966,7 @@ def _then_async(
             return None
         return child if child._settle_like(inner) else None
     except BaseException as error:
-        return _fail(child, error)
+        return _fail(parent, child, error)
     finally:
         del child  # see the end of `_run`
 
@@ -1039,7 +1085,8 @@ def _synchronized(parent: Future[Any], child: Future[Any], _: None) -> Future[An
     def finish(error: BaseException | None, run: bool = True) -> bool:
         if error is not None:  # without its traceback, whose frames hold the child
             return child._settle(FAILED, (error.with_traceback(None), None), None, run)
-        return child._settle(VALUE, value, None, run)
+        # With the hand-off: nobody needs to wait for it any more, but memory is kept by it.
+        return child._settle(FENCED, value, handoff, run)
 
     try:
         if not handoff.query():
@@ -1050,18 +1097,21 @@ def _synchronized(parent: Future[Any], child: Future[Any], _: None) -> Future[An
     return child if finish(None, run=False) else None
 
 
-def _fail(child: Future[Any], error: BaseException) -> Future[Any] | None:
+def _fail(parent: Future[Any], child: Future[Any], error: BaseException) -> Future[Any] | None:
     """Complete *child* with what its callback raised; return it if its entries are to be run."""
-    # The first frame of the traceback is that of our caller: of no use to anybody, and it holds the
-    # child. The rest goes into the child, not into the exception: the callback's frame holds the
-    # parent, whose own exception this may be.
-    traceback = error.__traceback__
-    rest = traceback.tb_next if traceback is not None else None
+    if parent._state == FAILED and parent._result[0] is error:
+        # Handed down from the parent, with its traceback as it was: chains do not make it longer.
+        traceback = parent._result[1]
+    else:
+        # The first frame is that of our caller: of no use to anybody, and it holds the child. The
+        # rest goes into the child, not into the exception: the callback's frame holds the parent,
+        # which must not find itself in an exception of its own.
+        traceback = error.__traceback__.tb_next if error.__traceback__ is not None else None
     if isinstance(error, Exception):
         error.__traceback__ = None
-        return child if child._settle(FAILED, (error, rest), None) else None
+        return child if child._settle(FAILED, (error, traceback), None) else None
     _interrupt(error)
-    child._settle(FAILED, (error, rest), None)
+    child._settle(FAILED, (error, traceback), None)
     # Also if it was complete: a signal may have struck right after that, before its entries ran.
     return child
 
@@ -1097,25 +1147,9 @@ def _report(parent: Future[Any], error: BaseException) -> None:
 # -- small things ----------------------------------------------------------------------------------
 
 
-def deadline_after(timeout: float | None) -> float | None:
-    """When *timeout* seconds from now have passed, in `time.monotonic()` seconds."""
-    if timeout is None:
-        return None
-    try:
-        seconds = float(timeout) if not isinstance(timeout, str) else None
-    except (TypeError, ValueError):
-        seconds = None
-    if seconds is None:
-        raise TypeError(f"a timeout is a number of seconds or None, got {timeout!r}")
-    if not seconds >= 0:  # also catches NaN
-        raise ValueError(f"a timeout is 0 or more seconds, or None for no limit; got {timeout!r}")
-    return time.monotonic() + seconds
-
-
 def _synchronize(handoff: Handoff, deadline: float | None) -> None:
     before_blocking()
-    seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
-    if not handoff.synchronize(seconds):
+    if not handoff.synchronize(seconds_until(deadline)):
         raise TimeoutError("the device work behind the future had not finished in time")
 
 

@@ -7,7 +7,6 @@ callbacks, asks and synchronises. It knows arrays, streams and runtimes, and not
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, NamedTuple
@@ -16,7 +15,7 @@ from gpufut import reactor, runtimes
 from gpufut.arrays import HOST_TESTS, HOST_TYPES, Found, find, mark_opaque
 from gpufut.device import Device, parse_devices
 from gpufut.errors import DeviceUnavailableError, ForkError
-from gpufut.frameworks import Framework
+from gpufut.frameworks import Framework, loaded
 from gpufut.reactor import before_blocking
 from gpufut.runtimes import EventHandle, StreamHandle
 from gpufut.streams import (
@@ -30,6 +29,7 @@ from gpufut.streams import (
     push_current,
     resolve,
 )
+from gpufut.timeouts import deadline_after, seconds_until
 
 __all__ = [
     "HOST_TESTS",
@@ -134,21 +134,17 @@ def record(
             holds_pinned = True
             if named:
                 continue
-            # Nothing says which device fills the array: any on which the framework may have work.
-            for index in framework.devices_in_use():
-                _aim(targets, manager.lane(Device(framework.device_type, index)), framework)
+            # Nothing says who fills the array: it may be any framework, on any device in use.
+            for other in loaded(framework.device_type):
+                for index in other.devices_in_use():
+                    _aim(targets, manager.lane(Device(other.device_type, index)), other)
         elif device not in covered:
             _aim(targets, manager.lane(device), framework)
+    involved = (*involved, *(lane.device for lane in targets))
     handoff = Handoff(found, tuple(dict.fromkeys(involved)), declared or (), holds_pinned)
     for lane, handles in targets.items():
         for handle in handles:
-            event = lane.events.take()
-            try:
-                lane.runtime.record(lane.device.index, event, handle)
-            except BaseException:
-                lane.events.give_back(event)
-                raise
-            handoff.marks.append(Mark(lane, handle, event))
+            handoff.marks.append(Mark(lane, handle, lane.events.record(handle)))
     return handoff
 
 
@@ -302,10 +298,9 @@ class Handoff:
         if self._finished:
             return True
         self._check_process()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_after(timeout)
         for lane, _, event in self.marks:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not lane.runtime.synchronize(lane.device.index, event, left):
+            if not lane.runtime.synchronize(lane.device.index, event, seconds_until(deadline)):
                 return False
         self._finished = True
         return True

@@ -54,13 +54,17 @@ class _Watched:
                 return False
         except BaseException as raised:
             error = raised.with_traceback(None)  # its frames hold what is watched
+        self.report(error)
+        return True
+
+    def report(self, error: BaseException | None) -> None:
+        """Tell whoever waits, whatever it makes of it."""
         try:
             self.tell(error)
         except BaseException:
             # An interrupt that a callback raised. There is nobody above us to take it.
             arguments = (*sys.exc_info(), threading.current_thread())
             threading.excepthook(threading.ExceptHookArgs(arguments))
-        return True
 
 
 class _Reactor:
@@ -79,7 +83,7 @@ class _Reactor:
     def watch(self, watched: _Watched) -> None:
         self._watched.append(watched)
         try:
-            self._permit.pop()
+            del self._permit[0]
         except IndexError:
             self._bell.put(True)
             return
@@ -97,8 +101,9 @@ class _Reactor:
         thread.start()
 
     def stop(self) -> None:
+        """End the thread, unless there is something to watch; it starts again when there is."""
         thread = self._thread
-        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+        if thread is not None and not self._watched and thread is not threading.current_thread():
             self._bell.put(False)
             thread.join(1.0)
 
@@ -111,17 +116,22 @@ class _Reactor:
     def fail_all(self, error: BaseException) -> None:
         """Tell everybody that nothing will come. For a forked child, where the thread is gone."""
         for watched in list(self._watched):
-            watched.tell(error)
+            watched.report(error)
 
     def _main(self) -> None:
         me = threading.current_thread()
         pause = _SHORTEST
         while True:
-            if self._rang(pause if self._watched else None):
-                pause = _SHORTEST
+            try:
+                if self._bell.get(timeout=pause if self._watched else None):
+                    pause = _SHORTEST
+                elif not self._watched:
+                    self._permit.append(None)
+                    if not (self._watched and self._resume()):
+                        return
+            except Empty:
+                pause = min(pause * 1.25, _LONGEST)
             for _ in range(len(self._watched)):
-                if self._stopping:
-                    return
                 watched = self._watched.popleft()
                 if watched.look():
                     pause = _SHORTEST
@@ -130,22 +140,14 @@ class _Reactor:
                 del watched  # what it refers to must not wait for the next one
                 if self._thread is not me:
                     return  # a callback blocked, and another thread has taken over
-            if self._stopping:
-                return
-            pause = min(pause * 1.25, _LONGEST)
 
-    _stopping = False
-
-    def _rang(self, timeout: float | None) -> bool:
-        """Whether there is something new, waiting for it for a while, or until there is."""
-        rang = False
+    def _resume(self) -> bool:
+        """After giving the permit back: whether what came meanwhile is still ours to watch."""
         try:
-            while True:
-                if not self._bell.get(timeout=timeout):
-                    self._stopping = True
-                rang, timeout = True, 0
-        except Empty:
-            return rang
+            del self._permit[0]
+        except IndexError:
+            return False
+        return True
 
 
 _reactor = _Reactor()

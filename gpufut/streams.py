@@ -24,6 +24,7 @@ from gpufut.device import Device, parse_device
 from gpufut.errors import DeviceUnavailableError
 from gpufut.frameworks import Framework, loaded, stream_of
 from gpufut.runtimes import EventHandle, Runtime, StreamHandle
+from gpufut.timeouts import deadline_after, seconds_until
 
 __all__ = [
     "Lane",
@@ -66,8 +67,7 @@ class Stream(NamedTuple):
             TimeoutError: It had not after *timeout* seconds.
             ValueError: A negative timeout.
         """
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"a timeout is 0 or more seconds, or None; got {timeout!r}")
+        timeout = seconds_until(deadline_after(timeout))
         runtime = runtimes.get(self.device.type)
         if not runtime.stream_synchronize(self.device.index, self.handle, timeout):
             raise TimeoutError(f"{self} had not finished in time")
@@ -125,6 +125,16 @@ class EventPool:
             event = self._runtime.create_event(self._device)
             self._all.append(event)
             return event
+
+    def record(self, stream: StreamHandle) -> EventHandle:
+        """An event that stands for the work now on *stream*."""
+        event = self.take()
+        try:
+            self._runtime.record(self._device, event, stream)
+        except BaseException:
+            self.give_back(event)
+            raise
+        return event
 
     def give_back(self, event: EventHandle) -> None:
         """Called by finalizers: atomic, touches no driver."""
@@ -197,7 +207,7 @@ class StreamPool:
     def _create(self) -> bool:
         """Add a stream to the free ones, in front. False if there are as many as there may be."""
         try:
-            self._permits.pop()
+            del self._permits[0]
         except IndexError:
             return False
         try:
@@ -287,7 +297,7 @@ class Holds:
     until nobody else holds it, which means that nobody can enqueue more; then one event is
     recorded on each consumer's stream, and when these have finished the owner is let go.
 
-    Each new hold looks at two old ones, so that their number stays within a factor of what is in
+    Each new hold looks at a few old ones, so that their number stays within a factor of what is in
     use; `sweep` looks at all. A program that stops handing on would keep what it dropped last:
     while anything is held, the reactor sweeps every `interval` seconds, unless that is None.
 
@@ -326,19 +336,19 @@ class Holds:
             if hold is new:
                 self._watch()
         hold.streams[lane, handle] = None
-        self._sweep_some(2)
+        self._sweep_some(4)
 
     def sweep(self) -> int:
         """Let go of all memory that may go; how many owners are still held."""
         self._order.clear()
-        self._sweep_some(1 + len(self._holds) + len(self._passing))
+        self._sweep_some(len(self._holds) + len(self._passing))
         return len(self)
 
     def _watch(self) -> None:
         if self._interval is None:
             return
         try:
-            self._unwatched.pop()
+            del self._unwatched[0]
         except IndexError:
             return
         try:
@@ -349,16 +359,17 @@ class Holds:
 
     def _unwatch(self, error: BaseException | None) -> None:
         self._unwatched.append(None)
-        if len(self):  # came after the last look, and found us still watching
+        if len(self) and error is None:  # came after the last look, and found us still watching
             self._watch()
 
     def _sweep_some(self, count: int) -> None:
+        if not self._order:
+            self._order.extend((*self._holds, *self._passing))
         for _ in range(count):
             try:
                 key = self._order.popleft()
             except IndexError:
-                self._order.extend((*self._holds, *self._passing))
-                continue
+                return
             hold = self._holds.get(key)
             if hold is not None and sys.getrefcount(hold.owner) <= _REFERENCES_OF_A_HOLD:
                 self._let_pass(key, hold)
@@ -371,19 +382,16 @@ class Holds:
         """Nobody can enqueue more: mark what is enqueued."""
         marks: list[tuple[Lane, EventHandle]] = []
         for lane, handle in hold.streams:
-            event = lane.events.take()
             try:
-                lane.runtime.record(lane.device.index, event, handle)
+                marks.append((lane, lane.events.record(handle)))
             except Exception:
-                lane.events.give_back(event)
                 if not _has_failed(lane, handle):
                     for other, recorded in marks:
                         other.events.give_back(recorded)
                     return  # another time
-            else:
-                marks.append((lane, event))
-        if self._holds.pop(key, None) is not None:
-            self._passing[key] = (hold.owner, marks)
+        passing = (hold.owner, marks)
+        if self._passing.setdefault(key, passing) is passing:
+            self._holds.pop(key, None)
         else:  # another thread was quicker
             for lane, event in marks:
                 lane.events.give_back(event)
@@ -604,18 +612,20 @@ def pop_current(undo: Undo) -> None:
         The first thing that went wrong on the way.
     """
     failure: BaseException | None = None
-    while undo:
+    while True:
         try:
-            framework, saved = undo[-1]
-            if framework is None:
-                _own.of(saved[0])[:] = saved[1]
-            else:
-                framework.restore_streams(saved)
-            del undo[-1]
-        except Exception as error:
-            failure = failure or error
-            del undo[-1]
-        except BaseException as error:  # a signal: once more, restoring twice does no harm
+            while undo:
+                framework, saved = undo[-1]
+                try:
+                    if framework is None:
+                        _own.of(saved[0])[:] = saved[1]
+                    else:
+                        framework.restore_streams(saved)
+                except Exception as error:
+                    failure = failure or error
+                del undo[-1]
+            break
+        except BaseException as error:  # a signal: go on; restoring twice does no harm
             failure = error
     if failure is not None:
         raise failure

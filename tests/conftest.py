@@ -10,7 +10,6 @@ import ctypes
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 import gpufut
-from tests.worlds import PATIENCE, SEEDS, Spec, World, until, worlds
+from tests.worlds import PATIENCE, SEEDS, Spawned, Spec, World, worlds
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,9 +58,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "world" not in metafunc.fixturenames:
         return
     needed = {
-        feature
-        for marker in metafunc.definition.iter_markers("needs")
-        for feature in marker.args
+        feature for marker in metafunc.definition.iter_markers("needs") for feature in marker.args
     }
     able = [spec for spec in _specs(metafunc.config) if needed <= spec.features]
     metafunc.parametrize("world", able, ids=[spec.name for spec in able], indirect=True)
@@ -121,51 +118,6 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
 # -- threads ---------------------------------------------------------------------------------------
 
 
-class Spawned:
-    """A function that runs in a thread of its own."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._function = function
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self.thread = threading.Thread(target=self._main, daemon=True)
-        self.thread.start()
-
-    def _main(self) -> None:
-        try:
-            self._result = self._function()
-        except BaseException as error:  # handed to whoever asks for the result
-            self._error = error
-
-    def done(self) -> bool:
-        """Whether it has returned or raised."""
-        return not self.thread.is_alive()
-
-    def result(self) -> Any:
-        """What it returned; raises what it raised, and fails if it hangs."""
-        self.thread.join(PATIENCE)
-        assert self.done(), "the thread hangs"
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-    def until_blocked(self) -> None:
-        """Return once the thread blocks, as far as can be seen from outside."""
-        until_blocked(self.thread)
-
-
-def until_blocked(thread: threading.Thread) -> None:
-    """Return once *thread* stays at one and the same instruction for a while."""
-    seen: list[object] = []
-
-    def is_still() -> bool:
-        frame = sys._current_frames().get(thread.ident or 0)
-        seen.append(None if frame is None else (id(frame), frame.f_lasti))
-        return len(seen) > 20 and frame is not None and len(set(seen[-20:])) == 1
-
-    until(is_still, "the blocking of the thread")
-
-
 Spawn = Callable[[Callable[[], Any]], Spawned]
 
 
@@ -191,7 +143,7 @@ RunProgram = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def run_program() -> RunProgram:
-    """Run Python source in a fresh interpreter, warnings as errors; what it printed and returned."""
+    """Run Python source in a fresh interpreter, warnings as errors; how it ended."""
 
     def run(source: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,13 +1,16 @@
-"""Every way in which two or three threads can get into each other's way, up to a few preemptions.
+"""Every way in which two or three threads, or a thread and a signal, can get into each other's way.
 
-What this does *not* prove: anything with more preemptions than `explore` was given, anything below
-one byte code, and anything about an interpreter that runs byte codes of two threads at once.
+What this does *not* prove: anything with more preemptions than `explore` was given, and anything
+about an interpreter that switches threads elsewhere than CPython with its GIL does: after calls, at
+the ends of loops, on entering a function.
 
-How it works: real threads run one at a time. Before each byte code of the state machine that touches
-something shared, the running thread offers its turn. The explorer decides who goes on, and repeats the
-program with other decisions until none is left (depth first, as loom and shuttle do). A lock that a
-waiter blocks on is replaced by one that the explorer knows, so that it sees lost wake-ups as
-deadlocks, and so that a timeout is one more decision and takes no time.
+How it works: real threads run one at a time. Wherever the interpreter would look whether another
+thread wants to run, while it is in the rooms under test, the running thread offers its turn. The
+explorer decides who goes on, and repeats the program with other decisions until none is left (depth
+first, as loom and shuttle do). A lock that a waiter blocks on is replaced by one that the explorer
+knows, so that it sees lost wake-ups as deadlocks, and so that a timeout is one more decision and
+takes no time. A signal whose handler raises can strike at the same places: `interrupt_everywhere`
+runs a program once for each of them.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import opcode
 import sys
 import threading
+import weakref
 from _thread import allocate_lock
 from collections.abc import Callable
 from types import CodeType, FrameType, FunctionType
@@ -23,19 +27,38 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 import gpufut.combinators
+import gpufut.frameworks.sim
 import gpufut.future
+import gpufut.handoff
+import gpufut.reactor
+import gpufut.runtimes.sim
+import gpufut.streams
 from gpufut import (
     CancelledError,
+    Device,
     Future,
     InvalidStateError,
+    Manager,
     as_completed,
     collect_all,
     collect_any,
+    get_manager,
+    set_manager,
+    sim,
 )
 
 # -- the explorer ----------------------------------------------------------------------------------
 
 WATCHED: Final = {gpufut.future.__file__, gpufut.combinators.__file__}
+# Where signals strike: all that a hand-off runs through.
+ROOMS: Final = {
+    *WATCHED,
+    gpufut.handoff.__file__,
+    gpufut.streams.__file__,
+    gpufut.reactor.__file__,
+    gpufut.frameworks.sim.__file__,
+    gpufut.runtimes.sim.__file__,
+}
 MOST_STEPS: Final = 20_000
 
 
@@ -43,12 +66,7 @@ def codes(*names: str) -> frozenset[int]:
     return frozenset(opcode.opmap[name] for name in names if name in opcode.opmap)
 
 
-# Where another thread can see what this one does, or change what it is about to see. The protocol is
-# meant to hold even if threads switch there, as without a GIL.
-SHARED: Final = codes(
-    "LOAD_ATTR", "STORE_ATTR", "DELETE_ATTR", "CALL", "BINARY_SUBSCR", "DELETE_SUBSCR"
-)
-# After these the interpreter itself looks whether another thread wants to run, or a signal has come.
+# After these the interpreter looks whether another thread wants to run, or a signal has come.
 SWITCHES: Final = codes("CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME")
 
 
@@ -94,13 +112,10 @@ class Lock:
 class Run:
     """One run of a program: follows *prefix*, then lets whoever runs go on."""
 
-    def __init__(
-        self, program: Program, prefix: list[int], preemptions: int, everywhere: bool
-    ) -> None:
+    def __init__(self, program: Program, prefix: list[int], preemptions: int) -> None:
         self._program = program
         self._prefix = prefix
         self._preemptions = preemptions
-        self._everywhere = everywhere
         self.decisions: list[Decision] = []
         self.deadlock = False
         self.errors: list[BaseException] = []
@@ -174,11 +189,10 @@ class Run:
         def step(frame: FrameType, event: str, arg: object) -> Any:
             nonlocal before
             if event == "opcode" and not self._free:
-                now = text[frame.f_lasti]
-                if now in SHARED if self._everywhere else before in SWITCHES:
+                if before in SWITCHES:
                     me = self._idents[threading.get_ident()]
                     self._switch(me, f"{code.co_name}:{frame.f_lineno}")
-                before = now
+                before = text[frame.f_lasti]
             return step
 
         return step
@@ -222,12 +236,8 @@ class Run:
         return blocked is None or not blocked[0].locked or blocked[1]
 
 
-def explore(make: Callable[[], Program], preemptions: int = 2, *, everywhere: bool = True) -> int:
-    """Run the program in every schedule with at most so many preemptions; how many there were.
-
-    Threads switch at every byte code that touches something shared, or, unless *everywhere*, only
-    where the interpreter would let them.
-    """
+def explore(make: Callable[[], Program], preemptions: int = 3) -> int:
+    """Run the program in every schedule with at most so many preemptions; how many there were."""
     patch = pytest.MonkeyPatch()
     make_lock = allocate_lock
     patch.setattr(gpufut.future, "allocate_lock", lambda: make_lock())
@@ -239,7 +249,7 @@ def explore(make: Callable[[], Program], preemptions: int = 2, *, everywhere: bo
                 _quietly(thread)
         while True:
             program = make()
-            run = Run(program, prefix, preemptions, everywhere)
+            run = Run(program, prefix, preemptions)
             make_lock = run.make_lock
             run()
             make_lock = allocate_lock
@@ -280,6 +290,72 @@ def _story(run: Run, schedules: int) -> str:
     return "\n".join(lines)
 
 
+def interrupt_everywhere(make: Callable[[], Program]) -> int:
+    """Run the program's only thread here, with an interrupt at each place in turn; how many."""
+    places = 0
+    while True:
+        program = make()
+        strike = Strike(places)
+        sys.settrace(strike.trace)
+        try:
+            program.threads[0]()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        try:
+            program.check()
+        except BaseException as error:
+            error.add_note(f"after an interrupt at place {places}: {strike.where}")
+            raise
+        if not strike.where:
+            return places
+        places += 1
+
+
+class Strike:
+    """A signal whose handler raises, at the so many-th place where the interpreter would serve it."""
+
+    def __init__(self, place: int) -> None:
+        self._left = place
+        self._calls = 0  # of functions in Python, so far
+        self.where = ""
+
+    def trace(self, frame: FrameType, event: str, arg: object) -> Any:
+        code = frame.f_code
+        if code.co_filename not in ROOMS:
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        text = code.co_code
+        before = -1
+        self._calls += 1
+        calls = self._calls
+
+        def step(frame: FrameType, event: str, arg: object) -> Any:
+            nonlocal before, calls
+            if event == "opcode" and not self.where:
+                # Signals are served on entering a function in Python and after calls of those in C,
+                # but not when a function in Python returns to one.
+                returned, calls = calls != self._calls, self._calls
+                if before in SWITCHES and not returned:
+                    self._strike(frame)
+                before = text[frame.f_lasti]
+            return step
+
+        return step
+
+    def _strike(self, frame: FrameType) -> None:
+        if self._left:
+            self._left -= 1
+            return
+        self.where = " < ".join(
+            f"{each.f_code.co_name}:{each.f_lineno}" for each in (frame, frame.f_back) if each
+        )
+        sys.settrace(None)
+        raise KeyboardInterrupt
+
+
 class Log:
     """Who did what, in order. Each entry is one atomic append."""
 
@@ -317,9 +393,9 @@ def test_the_explorer_finds_a_lost_wake_up(monkeypatch):
     """A `_block` that looks before it registers: the classic mistake."""
 
     def careless_block(self: Future[Any], deadline: float | None) -> None:
-        gate = gpufut.future.allocate_lock()
-        gate.acquire()
         if self._state == gpufut.future.PENDING:
+            gate = gpufut.future.allocate_lock()
+            gate.acquire()
             self._entries.insert(0, (gpufut.future._wake, gate, gate))
             gate.acquire()
 
@@ -335,7 +411,7 @@ def test_the_explorer_finds_a_lost_wake_up(monkeypatch):
 
 def test_the_explorer_finds_a_future_that_is_completed_twice(monkeypatch):
     def careless_cancel(self: Future[Any]) -> bool:
-        if self._state != gpufut.future.PENDING:
+        if bool(self._state):  # a call, after which another thread may come
             return False
         self._state = gpufut.future.CANCELLED
         return True
@@ -371,7 +447,7 @@ def test_a_waiter_is_woken_whenever_the_value_comes(value):
 
         return Program([lambda: future.set_result(value), lambda: got.append(future.wait())], check)
 
-    assert explore(make, 3) > 20
+    assert explore(make) > 20
 
 
 def test_all_of_several_waiters_are_woken():
@@ -388,7 +464,7 @@ def test_all_of_several_waiters_are_woken():
 
         return Program([lambda: future.set_result(1), wait, wait], check)
 
-    assert explore(make, 1) > 20
+    assert explore(make) > 20
 
 
 def test_a_wait_with_a_timeout_gets_the_value_or_times_out_and_leaves_nothing_behind():
@@ -411,7 +487,7 @@ def test_a_wait_with_a_timeout_gets_the_value_or_times_out_and_leaves_nothing_be
 
         return Program([lambda: future.set_result(1), wait], check)
 
-    explore(make, 3)
+    explore(make)
 
     assert outcomes == {1, "late"}
 
@@ -481,7 +557,7 @@ def test_of_two_completers_exactly_one_wins_and_the_other_is_told():
 
         return Program([lambda: complete(1), lambda: complete(2)], check)
 
-    explore(make, 3)
+    explore(make)
 
 
 def test_a_value_an_error_and_a_cancellation_race_and_one_of_them_stands():
@@ -534,7 +610,7 @@ def test_a_waiter_of_a_future_that_is_cancelled_and_completed_at_once_gets_what_
 
         return Program([lambda: future.try_set_result(1), future.cancel, wait], check)
 
-    explore(make, 1)
+    explore(make)
 
 
 # -- callbacks -------------------------------------------------------------------------------------
@@ -557,14 +633,13 @@ def test_a_callback_registered_during_completion_is_called_once():
             check,
         )
 
-    assert explore(make, 4) > 20
+    assert explore(make) > 20
 
 
 @pytest.mark.parametrize("before", [1, 2])
 def test_callbacks_that_one_thread_runs_come_in_order_of_registration(before):
     """Whoever registers on a completed future runs the callback itself, maybe while earlier ones
-    are still to come in the completing thread. Within one thread the order holds, as long as
-    threads switch where the interpreter lets them.
+    are still to come in the completing thread. Within one thread the order holds.
     """
 
     def make() -> Program:
@@ -584,7 +659,7 @@ def test_callbacks_that_one_thread_runs_come_in_order_of_registration(before):
 
         return Program([lambda: future.set_result(1), register], check)
 
-    explore(make, 3, everywhere=False)
+    explore(make)
 
 
 def test_one_function_registered_twice_during_completion_is_called_twice():
@@ -601,7 +676,7 @@ def test_one_function_registered_twice_during_completion_is_called_twice():
             [lambda: future.set_result(1), lambda: future.add_done_callback(callback)], check
         )
 
-    explore(make, 3)
+    explore(make)
 
 
 def test_a_child_made_during_completion_gets_its_outcome_once():
@@ -622,7 +697,7 @@ def test_a_child_made_during_completion_gets_its_outcome_once():
             [lambda: future.set_result(1), lambda: children.append(future.then(callback))], check
         )
 
-    explore(make, 4)
+    explore(make)
 
 
 def test_a_waiter_of_a_child_made_during_completion_is_woken():
@@ -708,7 +783,7 @@ def test_a_callback_taken_back_during_completion_either_runs_or_counts_as_remove
             check,
         )
 
-    explore(make, 3)
+    explore(make)
 
     assert outcomes == {0, 1}
 
@@ -750,7 +825,7 @@ def test_collect_all_completes_once_when_its_futures_complete_at_the_same_time()
 
         return Program([lambda: first.set_result(1), lambda: second.set_result(2)], check)
 
-    explore(make, 3)
+    explore(make)
 
 
 def test_collect_all_made_while_its_futures_complete_misses_none():
@@ -823,7 +898,7 @@ def test_collect_any_has_one_winner_when_all_succeed_at_once():
 
         return Program([lambda: first.set_result(1), lambda: second.set_result(2)], check)
 
-    explore(make, 1)
+    explore(make)
 
     assert winners == {1, 2}
 
@@ -841,7 +916,7 @@ def test_collect_any_succeeds_whenever_one_of_its_futures_does():
             [lambda: first.set_exception(KeyError()), lambda: second.set_result(2)], check
         )
 
-    explore(make, 1)
+    explore(make)
 
 
 def test_as_completed_yields_each_future_once_however_they_complete():
@@ -859,4 +934,226 @@ def test_as_completed_yields_each_future_once_however_they_complete():
 
         return Program([complete, lambda: got.extend(as_completed(futures))], check)
 
-    explore(make, 1)
+    explore(make)
+
+
+# -- signals ---------------------------------------------------------------------------------------
+
+
+def assert_account_is_settled() -> None:
+    """This thread is in the middle of nothing."""
+    account = gpufut.future._local.thread
+    settled = (account.depth, account.outer, account.work, list(account.deferred))
+    found, target = repr(settled), account.target
+    account.__init__()  # type: ignore[misc]  # because the next run is to start afresh
+    assert found == "(0, [], [], [])"
+    assert target is None
+
+
+COMPLETIONS: Final[dict[str, Callable[[Future[Any]], object]]] = {
+    "value": lambda future: future.set_result(1),
+    "searched value": lambda future: future.set_result([1]),
+    "tried value": lambda future: future.try_set_result(1),
+    "error": lambda future: future.set_exception(KeyError()),
+    "cancellation": lambda future: future.cancel(),
+}
+
+
+@pytest.mark.parametrize("how", COMPLETIONS)
+def test_an_interrupt_during_completion_loses_neither_waiters_nor_callbacks(how):
+    """If it strikes before the completion, nothing has happened; if after, all of it has."""
+
+    def make() -> Program:
+        future: Future[Any] = Future()
+        gate = allocate_lock()
+        gate.acquire()
+        future._entries.append((gpufut.future._wake, gate, gate))  # as a waiting thread leaves it
+        log = Log()
+        future.add_done_callback(logs(log, "a"))
+        child = future.then(lambda f: log("b"))
+        grandchild = child.then(lambda f: [log("c")])
+        flat = future.then_async(lambda f: grandchild)
+        last = collect_all([flat.then(lambda f: log("d")), grandchild])
+        last.add_done_callback(logs(log, "e"))
+        future.add_done_callback(logs(log, "f"))
+
+        def check() -> None:
+            assert_account_is_settled()
+            if not future.done():
+                assert log.texts == []
+                assert gate.locked()
+                return
+            assert not gate.locked()
+            for each in (child, grandchild, flat, last):
+                assert each.done()
+            # Each callback has begun at most once. One whose call was struck may not have: it is
+            # told by its child's error, or lost with the interrupt as if it had raised it.
+            assert len(log.texts) == len(set(log.texts))
+            assert len(log.texts) >= 5
+            assert log.texts == sorted(map(str, log.texts))
+
+        return Program([lambda: COMPLETIONS[how](future)], check)
+
+    assert interrupt_everywhere(make) > 10
+
+
+def test_an_interrupt_during_a_deep_completion_loses_nothing():
+    def make() -> Program:
+        future: Future[Any] = Future()
+        log = Log()
+        for text in ("a", "b", "c"):
+            future.add_done_callback(logs(log, text))
+
+        def nested(levels: int) -> None:
+            if levels:
+                inner: Future[None] = Future()
+                inner.add_done_callback(lambda _: nested(levels - 1))
+                inner.set_result(None)
+            else:
+                future.try_set_result(1)
+
+        def check() -> None:
+            assert_account_is_settled()
+            if future.done():
+                assert len(log.texts) == len(set(log.texts))
+                assert len(log.texts) >= 2
+
+        return Program([lambda: nested(gpufut.future.MAX_NESTING)], check)
+
+    interrupt_everywhere(make)
+
+
+def test_an_interrupted_registration_on_a_pending_future_runs_later_or_never_twice():
+    def make() -> Program:
+        future: Future[int] = Future()
+        log = Log()
+
+        def check() -> None:
+            future.set_result(1)
+            assert_account_is_settled()
+            assert log.texts in ([], ["called"])
+
+        return Program([lambda: future.add_done_callback(logs(log, "called"))], check)
+
+    interrupt_everywhere(make)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001])
+def test_an_interrupted_wait_leaves_nothing_behind(timeout):
+    def make() -> Program:
+        future: Future[int] = Future()
+
+        def wait() -> None:
+            try:
+                future.wait(timeout)
+            except TimeoutError:
+                pass
+
+        def check() -> None:
+            assert_account_is_settled()
+            assert future._entries == []
+
+        return Program([wait], check)
+
+    assert interrupt_everywhere(make) > 5
+
+
+@pytest.fixture
+def machine():
+    before = set_manager(Manager(housekeeping=None))
+    with sim.Machine(devices=2, races="off") as machine:
+        yield machine
+    set_manager(before)
+
+
+def test_an_interrupt_during_a_hand_off_leaves_no_stream_current_and_none_lent(machine):
+    def make() -> Program:
+        set_manager(Manager(housekeeping=None))
+        arrays = [machine.plain.array([1.0], device) for device in (0, 1)]
+        machine.run()
+        own = [library.current_stream(0) for library in machine.libraries]
+        future: Future[Any] = Future()
+        log = Log()
+        child = future.then(lambda f: [log("a"), f.value()][1])
+        future.add_done_callback(logs(log, "b"))
+
+        def check() -> None:
+            assert_account_is_settled()
+            assert [library.current_stream(0) for library in machine.libraries] == own
+            assert gpufut.current_stream(0).handle == own[0].handle
+            for stats in get_manager().stats().values():
+                assert stats.lent == 0
+            assert child.done() == future.done()
+            assert len(log.texts) == len(set(log.texts))
+
+        return Program([lambda: future.set_result(arrays)], check)
+
+    assert interrupt_everywhere(make) > 100
+
+
+def test_an_interrupt_while_a_stream_is_made_current_leaves_none_current(machine):
+    """Inside the `with` statement itself: its body is the user's to protect."""
+
+    def make() -> Program:
+        stream = machine.stream(1)
+        own = [library.current_stream(1) for library in machine.libraries]
+
+        def use() -> None:
+            with gpufut.stream(stream):
+                pass
+
+        def check() -> None:
+            assert [library.current_stream(1) for library in machine.libraries] == own
+            assert gpufut.current_stream(1).handle == own[0].handle
+
+        return Program([use], check)
+
+    assert interrupt_everywhere(make) > 20
+
+
+def test_an_interrupt_while_memory_is_swept_neither_forgets_it_nor_lets_it_go_too_early(machine):
+    def make() -> Program:
+        set_manager(Manager(housekeeping=None))
+        consumer, gate = machine.stream(), machine.gate()
+        array = machine.plain.array([1.0])
+        future: Future[Any] = Future()
+        future.set_result(array)
+        future.wait(stream=consumer)
+        consumer.hold(gate)
+        memory = weakref.ref(array.memory)
+        del array, future
+
+        def sweep() -> None:
+            get_manager().sweep()
+            get_manager().sweep()
+
+        def check() -> None:
+            assert memory() is not None, "the consumer may still read it"
+            gate.open()
+            machine.run()
+            for _ in range(3):
+                get_manager().sweep()
+            assert memory() is None
+            assert get_manager().stats()[Device("sim", 0)].held == 0
+
+        return Program([sweep], check)
+
+    assert interrupt_everywhere(make) > 10
+
+
+def test_an_interrupt_while_the_reactor_is_asked_does_not_put_it_to_sleep_for_ever(monkeypatch):
+    monkeypatch.setattr(gpufut.reactor, "_reactor", gpufut.reactor._Reactor())
+
+    def make() -> Program:
+        gpufut.reactor._reactor.stop()
+        monkeypatch.setattr(gpufut.reactor, "_reactor", gpufut.reactor._Reactor())
+
+        def check() -> None:
+            told = threading.Event()
+            gpufut.reactor.watch(lambda: True, lambda error: told.set())
+            assert told.wait(5), "nobody watches"
+
+        return Program([lambda: gpufut.reactor.watch(lambda: True, lambda error: None)], check)
+
+    interrupt_everywhere(make)
+    gpufut.reactor._reactor.stop()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 import itertools
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,10 @@ import numpy as np
 import gpufut
 from gpufut import sim
 
-__all__ = ["PATIENCE", "SEEDS", "Gate", "Library", "SimWorld", "Tally", "World", "worlds"]
+__all__ = [
+    "PATIENCE", "SEEDS", "Gate", "Library", "SimWorld", "Spawned", "Spec", "Tally", "World",
+    "until", "until_blocked", "worlds",
+]  # fmt: skip
 
 PATIENCE: Final = 20.0
 """Seconds after which a test gives up on what should come at once. Only failing tests take it."""
@@ -72,7 +76,7 @@ class Library(Protocol):
         """A new array, by a kernel on the current stream that reads the old one."""
 
     def copy(self, target: Any, source: Any) -> None:
-        """Launch a copy on the current stream of the target's device (host memory: the source's)."""
+        """Launch a copy on the current stream of the target's device, or else the source's."""
 
     def pinned(self) -> Any:
         """Page-locked host memory, which asynchronous copies fill."""
@@ -479,9 +483,7 @@ class SimWorld(World):
 
     def tally(self) -> Tally:
         stats = self.machine.stats
-        return Tally(
-            stats.records, stats.waits, stats.host_syncs, stats.launches + stats.copies
-        )
+        return Tally(stats.records, stats.waits, stats.host_syncs, stats.launches + stats.copies)
 
     def fail(self, device: int) -> type[Exception]:
         self.machine.poison(device, RuntimeError("an illegal access, says the test"))
@@ -556,3 +558,48 @@ def until(condition: Callable[[], object], what: str = "the condition") -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.0005)
+
+
+class Spawned:
+    """A function that runs in a thread of its own."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self.thread = threading.Thread(target=self._main, daemon=True)
+        self.thread.start()
+
+    def _main(self) -> None:
+        try:
+            self._result = self._function()
+        except BaseException as error:  # handed to whoever asks for the result
+            self._error = error
+
+    def done(self) -> bool:
+        """Whether it has returned or raised."""
+        return not self.thread.is_alive()
+
+    def result(self) -> Any:
+        """What it returned; raises what it raised, and fails if it hangs."""
+        self.thread.join(PATIENCE)
+        assert self.done(), "the thread hangs"
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def until_blocked(self) -> None:
+        """Return once the thread blocks, as far as can be seen from outside."""
+        until_blocked(self.thread)
+
+
+def until_blocked(thread: threading.Thread) -> None:
+    """Return once *thread* stays at one and the same instruction for a while."""
+    seen: list[object] = []
+
+    def is_still() -> bool:
+        frame = sys._current_frames().get(thread.ident or 0)
+        seen.append(None if frame is None else (id(frame), frame.f_lasti))
+        return len(seen) > 20 and frame is not None and len(set(seen[-20:])) == 1
+
+    until(is_still, "the blocking of the thread")

@@ -382,7 +382,9 @@ def test_c2_an_event_of_a_stream_is_named_even_for_a_value_without_arrays(world)
         assert not world.idle(consumer)
 
 
-@pytest.mark.parametrize("wrong", [["no stream"], [None], [1.5], "a string", 16, [True], [object()]])
+@pytest.mark.parametrize(
+    "wrong", [["no stream"], [None], [1.5], "a string", 16, [True], [object()]]
+)
 def test_c2_what_is_no_stream_is_refused_and_the_future_stays_pending(world, wrong):
     future = Future[object]()
     value = world.array()
@@ -676,7 +678,7 @@ class RaisingEverywhere:
 
 class ClassThatLies:
     @property
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # type: ignore[misc]  # because an object may lie like that
         raise RuntimeError("who wants to know?")
 
 

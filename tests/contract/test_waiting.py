@@ -6,15 +6,15 @@ import asyncio
 import signal
 import threading
 import traceback
-from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Coroutine
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 import gpufut
 from gpufut import CancelledError, Future, InvalidStateError
-from tests.conftest import until_blocked
+from tests.contract.signals import interrupt, signal_once_blocked
 from tests.worlds import PATIENCE, until
 
 
@@ -73,7 +73,9 @@ def test_c8_wait_returns_the_very_value():
     assert future.result() is value
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["completed before", "completed while waiting"])
+@pytest.mark.parametrize(
+    "before", [False, True], ids=["completed before", "completed while waiting"]
+)
 def test_c8_the_consumers_stream_is_ordered_after_the_producer(world, spawn, before):
     consumer = world.stream()
     with world.closed_gate() as gate:
@@ -529,38 +531,6 @@ def test_c9_exception_waits_as_result_does(spawn):
 
     assert waiters[0].result() is error
     assert waiters[1].result() is None
-
-
-@contextmanager
-def signal_once_blocked(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """Send this process a signal as soon as its main thread blocks inside the block."""
-    main = threading.main_thread()
-    inside, outside = threading.Event(), threading.Event()
-
-    def send() -> None:
-        inside.wait()
-        until_blocked(main)
-        assert main.ident is not None
-        signal.pthread_kill(main.ident, number)
-
-    def handle(*arguments: object) -> None:
-        if not outside.is_set():  # what should have blocked has not: the test fails, the run goes on
-            handler(*arguments)
-
-    thread = threading.Thread(target=send)
-    before = signal.signal(number, handle)
-    try:
-        thread.start()
-        inside.set()
-        yield
-    finally:
-        outside.set()
-        thread.join()
-        signal.signal(number, before)
-
-
-def interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("timeout", [None, PATIENCE])
@@ -1193,5 +1163,3 @@ def test_c12_a_copy_that_has_landed_is_handed_on_at_once(world):
         future.synchronize()
 
         assert world.read_pinned(future.wait(timeout=0)) == 5.0
-
-

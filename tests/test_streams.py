@@ -1,0 +1,816 @@
+"""Pools of streams and events, memory that is held, the manager, and current streams."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import gpufut
+from gpufut import (
+    Device,
+    DeviceUnavailableError,
+    Future,
+    LaneStats,
+    Manager,
+    Stream,
+    current_stream,
+    get_manager,
+    set_manager,
+    sim,
+)
+from gpufut.runtimes.sim import RUNTIME
+
+PATIENCE = 20.0  # seconds; only a failing test waits so long
+FIRST, SECOND = Device("sim", 0), Device("sim", 1)
+
+
+@pytest.fixture
+def machine() -> Iterator[sim.Machine]:
+    before = set_manager(Manager(housekeeping=None))
+    with sim.Machine(devices=2) as machine:
+        yield machine
+    set_manager(before)
+
+
+def with_manager(**options: Any) -> Manager:
+    options.setdefault("housekeeping", None)
+    manager = Manager(**options)
+    set_manager(manager)
+    return manager
+
+
+def stats(device: Device = FIRST) -> LaneStats:
+    return get_manager().stats()[device]
+
+
+def lent(machine: sim.Machine, device: int = 0) -> sim.Stream:
+    """The stream that a callback was lent."""
+    return machine.stream_from_handle(current_stream(device).handle)
+
+
+def completed(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+def in_thread(function: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+# -- the pool of streams ---------------------------------------------------------------------------
+
+
+def test_nothing_is_created_before_a_callback_needs_it(machine):
+    future = completed(machine.plain.array([1.0]))
+    future.wait()
+
+    assert machine.stats.streams_created == 0
+    future.then(lambda f: None)
+    assert machine.stats.streams_created == 1
+
+
+def test_callbacks_that_leave_no_work_share_one_stream_one_after_the_other(machine):
+    array = machine.plain.array([1.0])
+    used = set()
+    for _ in range(10):
+        used.add(completed(array).then(lambda f: lent(machine).handle).value())
+        machine.run()
+
+    assert len(used) == 1
+    assert stats()[:5] == (1, 0, 10, 0, 0)
+
+
+def test_a_busy_stream_is_passed_over_for_an_idle_or_a_new_one(machine):
+    array = machine.plain.array([1.0])
+    with machine.gate() as gate:
+        busy = completed(array).then(lambda f: lent(machine).hold(gate) or lent(machine).handle)
+        other = completed(array).then(lambda f: lent(machine).handle)
+        machine.stream_from_handle(other.value()).synchronize()
+        again = completed(array).then(lambda f: lent(machine).handle)
+
+        assert busy.value() != other.value() == again.value()
+        assert stats().streams == 2
+        assert stats().busy_lends == 0
+
+
+def test_at_the_limit_the_busy_stream_that_was_given_back_first_is_lent(machine):
+    with_manager(stream_limit=2)
+    array = machine.plain.array([1.0])
+    with machine.gate() as gate:
+
+        def occupy(_: object) -> int:
+            lent(machine).hold(gate)
+            return lent(machine).handle
+
+        handles = [completed(array).then(occupy).value() for _ in range(6)]
+
+        assert len(set(handles)) == 2
+        assert handles == handles[:2] * 3
+        assert stats()[:5] == (2, 0, 2, 4, 0)
+
+
+def test_when_all_are_lent_one_is_shared_and_not_given_back_twice(machine):
+    with_manager(stream_limit=1)
+    array = machine.plain.array([1.0])
+    seen: list[tuple[int, LaneStats]] = []
+
+    def outer(_: object) -> None:
+        seen.append((lent(machine).handle, stats()))
+        completed(array).then(lambda f: seen.append((lent(machine).handle, stats())))
+        seen.append((lent(machine).handle, stats()))
+
+    completed(array).then(outer)
+
+    assert len({handle for handle, _ in seen}) == 1
+    assert [each.lent for _, each in seen] == [1, 1, 1]
+    assert stats()[:2] == (1, 0)
+    assert stats().shared_lends == 1
+    assert completed(array).then(lambda f: stats().lent).value() == 1
+    assert stats().shared_lends == 1
+
+
+def test_a_second_thread_needs_a_stream_while_the_first_still_makes_the_only_one(
+    machine, monkeypatch
+):
+    with_manager(stream_limit=1)
+    array = machine.plain.array([1.0])
+    creating, go_on = threading.Event(), threading.Event()
+    create = RUNTIME.create_stream
+
+    def slowly(device: int, priority: int) -> int:
+        creating.set()
+        assert go_on.wait(PATIENCE)
+        return create(device, priority)
+
+    monkeypatch.setattr(RUNTIME, "create_stream", slowly)
+    children: list[Future[int]] = []
+
+    def use() -> None:
+        children.append(completed(array).then(lambda f: lent(machine).handle))
+
+    first = in_thread(use)
+    assert creating.wait(PATIENCE)
+    second = in_thread(use)
+    second.join(0.05)  # whether it waits or shares is its own business; it must not fail
+    go_on.set()
+    first.join(PATIENCE)
+    second.join(PATIENCE)
+
+    assert len({child.value() for child in children}) == 1
+    assert stats().streams == 1
+
+
+def test_many_threads_get_no_more_streams_than_the_limit_and_give_all_back(machine):
+    with_manager(stream_limit=3)
+    arrays = [machine.plain.array([1.0]) for _ in range(6)]
+    start = threading.Barrier(6)
+    wrong: list[object] = []
+
+    def use(array: Any) -> None:
+        start.wait(PATIENCE)
+        for _ in range(50):
+            error = completed(array).then(lambda f: lent(machine)).exception()
+            if error is not None:
+                wrong.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [in_thread(lambda array=array: use(array)) for array in arrays]
+        for thread in threads:
+            thread.join(PATIENCE)
+    finally:
+        sys.setswitchinterval(interval)
+
+    now = stats()
+    assert wrong == []
+    assert now.streams <= 3
+    assert now.lent == 0
+    assert now.idle_lends + now.busy_lends + now.shared_lends == 300
+
+
+def test_streams_come_back_when_a_callback_raises(machine):
+    array = machine.plain.array([1.0])
+
+    def fail(_: object) -> None:
+        raise KeyError("x")
+
+    for _ in range(3):
+        assert isinstance(completed(array).then(fail).exception(), KeyError)
+        machine.run()
+
+    assert stats()[:2] == (1, 0)
+
+
+def test_streams_have_the_managers_priority(machine):
+    with_manager(priority=-1)
+
+    child = completed(machine.plain.array([1.0])).then(lambda f: lent(machine).priority)
+
+    assert child.value() == -1
+
+
+def test_each_device_has_its_own_streams(machine):
+    arrays = [machine.plain.array([1.0], device) for device in (0, 1)]
+
+    used = completed(arrays).then(lambda f: [lent(machine, device).device for device in (0, 1)])
+
+    assert used.value() == [0, 1]
+    assert (stats(FIRST).streams, stats(SECOND).streams) == (1, 1)
+
+
+def test_out_of_streams_the_ones_that_are_there_will_do(machine):
+    array = machine.plain.array([1.0])
+    with machine.gate() as gate:
+        first = completed(array).then(lambda f: lent(machine).hold(gate) or lent(machine).handle)
+        machine.fail_next("create_stream", RuntimeError("no more"))
+        second = completed(array).then(lambda f: lent(machine).handle)
+
+        assert second.value() == first.value()
+        assert stats()[:2] == (1, 0)
+    third = completed(array).then(lambda f: lent(machine).handle)  # the next may be created again
+    assert third.done()
+
+
+@pytest.mark.parametrize("call", ["create_stream", "wait"])
+def test_callbacks_are_called_even_if_no_stream_can_be_lent(machine, call):
+    future: Future[Any] = Future()
+    log: list[str] = []
+    future.add_done_callback(lambda f: log.append("done"))
+    child = future.then(lambda f: log.append("then"))
+    machine.fail_next(call, RuntimeError("none"), count=2)
+
+    future.set_result(machine.plain.array([1.0]))
+
+    assert log == ["done", "then"]
+    assert child.done()
+    assert stats().lent == 0
+
+
+def test_a_failed_query_of_a_pool_stream_does_not_lose_the_stream(machine):
+    array = machine.plain.array([1.0])
+    completed(array).then(lambda f: None)
+    machine.fail_next("stream_query", RuntimeError("lost"))
+    completed(array).then(lambda f: None)
+
+    assert stats()[:2] == (1, 0)
+
+
+# -- the pool of events ----------------------------------------------------------------------------
+
+
+def test_events_are_used_again_when_their_future_is_gone(machine):
+    array = machine.plain.array([1.0])
+    for _ in range(50):
+        completed(array).wait()
+
+    assert (stats().events, stats().events_free) == (1, 1)
+
+
+def test_the_event_of_a_living_future_is_not_used_again(machine):
+    array = machine.plain.array([1.0])
+    futures = [completed(array) for _ in range(3)]
+    assert (stats().events, stats().events_free) == (3, 0)
+
+    del futures[1]
+    assert (stats().events, stats().events_free) == (3, 1)
+    again = completed(array)
+    assert (stats().events, stats().events_free) == (3, 0)
+    assert again.wait() is array
+
+
+def test_children_that_share_an_outcome_share_the_event_until_the_last_has_gone(machine):
+    future = completed(machine.plain.array([1.0]))
+    heir = gpufut.collect_any([future])
+    del future
+    assert stats().events_free == 0
+    del heir
+    assert stats().events_free == stats().events == 1
+
+
+@pytest.mark.parametrize("call", ["record", "create_event"])
+def test_a_record_that_fails_gives_its_events_back(machine, call):
+    array, other = machine.plain.array([1.0]), machine.plain.array([1.0], 1)
+    machine.fail_next(call, RuntimeError("no"))
+
+    broken = completed([array, other])
+
+    assert isinstance(broken.exception(), RuntimeError)
+    for each in get_manager().stats().values():
+        assert each.events == each.events_free
+
+
+# -- memory that is held ---------------------------------------------------------------------------
+
+
+def handed_on(machine: sim.Machine, *consumers: sim.Stream) -> weakref.ref[Any]:
+    """An array that the consumers wait for and read, and nobody refers to any more."""
+    array = machine.plain.array([1.0])
+    future = completed(array)
+    for consumer in consumers:
+        future.wait(stream=consumer)
+        if consumer.device == 0:
+            consumer.launch(lambda _: None, reads=[array])
+    return weakref.ref(array.memory)
+
+
+def test_memory_is_held_until_the_consumers_stream_has_passed(machine):
+    consumer = machine.stream()
+    with machine.gate() as gate:
+        consumer.hold(gate)
+        memory = handed_on(machine, consumer)
+
+        for _ in range(3):
+            assert get_manager().sweep() == 1
+        assert memory() is not None
+        assert stats().held == 1
+
+    consumer.synchronize()
+    assert get_manager().sweep() == 0
+    assert memory() is None
+    assert stats().held == 0
+
+
+def test_memory_is_held_as_long_as_somebody_refers_to_it(machine):
+    consumer = machine.stream()
+    array = machine.plain.array([1.0])
+    completed(array).wait(stream=consumer)
+    machine.run()
+
+    assert get_manager().sweep() == 1
+    del array
+    machine.run()
+    assert get_manager().sweep() in (0, 1)  # one sweep records, another may have to look again
+    machine.run()
+    assert get_manager().sweep() == 0
+
+
+def test_memory_is_held_until_all_its_consumers_have_passed(machine):
+    consumers = [machine.stream(), machine.stream()]
+    gates = [machine.gate(), machine.gate()]
+    for consumer, gate in zip(consumers, gates, strict=True):
+        consumer.hold(gate)
+    memory = handed_on(machine, *consumers)
+
+    gates[0].open()
+    consumers[0].synchronize()
+    assert get_manager().sweep() == 1
+    assert memory() is not None
+
+    gates[1].open()
+    consumers[1].synchronize()
+    get_manager().sweep()
+    assert memory() is None
+
+
+def test_work_enqueued_long_after_the_wait_is_waited_for_too(machine):
+    consumer = machine.stream()
+    array = machine.plain.array([1.0])
+    completed(array).wait(stream=consumer)
+    consumer.synchronize()
+    get_manager().sweep()
+    memory = weakref.ref(array.memory)
+    with machine.gate() as gate:
+        consumer.hold(gate)
+        consumer.launch(lambda _: None, reads=[array])
+        del array
+
+        get_manager().sweep()
+        get_manager().sweep()
+        assert memory() is not None
+    machine.run()
+    get_manager().sweep()
+    assert memory() is None
+
+
+def test_no_memory_is_held_for_the_stream_that_owns_it_nor_where_the_allocator_is_told(machine):
+    completed(machine.plain.array([1.0])).wait()
+    completed(machine.tracking.array([1.0])).wait(stream=machine.stream())
+
+    assert get_manager().sweep() == 0
+
+
+def test_a_thousand_hand_offs_hold_but_a_few_arrays_without_any_sweep(machine):
+    consumer = machine.stream()
+    most = 0
+    for _ in range(2000):
+        handed_on(machine, consumer)
+        consumer.synchronize()
+        most = max(most, stats().held)
+
+    assert most < 10
+    assert stats().events < 20
+
+
+@pytest.mark.parametrize("call", ["record", "create_event"])
+def test_memory_is_held_on_if_the_mark_for_its_consumer_cannot_be_recorded(machine, call):
+    """One failed call is no reason to believe that nobody reads any more."""
+    consumer = machine.stream()
+    lane = get_manager().lane(FIRST)
+    with machine.gate() as gate:
+        consumer.hold(gate)
+        memory = handed_on(machine, consumer)
+        taken = [lane.events.take() for _ in range(3)]  # so that a new one is needed
+        machine.fail_next(call, RuntimeError("not now"))
+
+        for _ in range(3):
+            get_manager().sweep()
+        assert memory() is not None
+        assert len(taken) == 3
+    machine.run()
+    get_manager().sweep()
+    assert memory() is None
+
+
+def test_a_failed_device_does_not_free_memory_that_another_one_still_reads(machine):
+    healthy, failing = machine.stream(0), machine.stream(1)
+    with machine.gate() as gate:
+        healthy.hold(gate)
+        memory = handed_on(machine, failing, healthy)
+        machine.poison(1, RuntimeError("dead"))
+
+        for _ in range(3):
+            get_manager().sweep()
+        assert memory() is not None
+    healthy.synchronize()
+    get_manager().sweep()
+    assert memory() is None
+
+
+def test_memory_held_for_a_failed_device_is_let_go(machine):
+    consumer = machine.stream()
+    with machine.gate() as gate:
+        consumer.hold(gate)
+        memory = handed_on(machine, consumer)
+        machine.poison(0, RuntimeError("dead"))
+        get_manager().sweep()
+        get_manager().sweep()
+
+        assert memory() is None
+
+
+def test_housekeeping_lets_go_of_the_last_memory_by_itself(machine):
+    with_manager(housekeeping=0.001)
+    consumer = machine.stream()
+    gone = threading.Event()
+    array = machine.plain.array([1.0])
+    weakref.finalize(array.memory, gone.set)
+    completed(array).wait(stream=consumer)
+
+    del array
+
+    assert gone.wait(PATIENCE)
+    assert get_manager().sweep() == 0
+
+
+def test_without_housekeeping_nothing_goes_by_itself(machine):
+    memory = handed_on(machine, machine.stream())
+    machine.run()
+
+    assert memory() is not None
+    assert get_manager().sweep() == 0
+
+
+def test_memory_is_held_once_however_many_threads_wait_and_sweep(machine):
+    array = machine.plain.array([1.0])
+    future = completed(array)
+    consumers = [machine.stream() for _ in range(4)]
+    start = threading.Barrier(5)
+    errors: list[BaseException] = []
+
+    def guarded(act: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            start.wait(PATIENCE)
+            try:
+                for _ in range(100):
+                    act()
+            except BaseException as error:
+                errors.append(error)
+
+        return run
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [
+            in_thread(guarded(lambda stream=stream: future.wait(stream=stream)))
+            for stream in consumers
+        ]
+        threads.append(in_thread(guarded(lambda: get_manager().sweep())))
+        for thread in threads:
+            thread.join(PATIENCE)
+    finally:
+        sys.setswitchinterval(interval)
+
+    assert errors == []
+    assert stats().held == 1
+    memory = weakref.ref(array.memory)
+    del array, future, threads
+    machine.run()
+    get_manager().sweep()
+    machine.run()
+    get_manager().sweep()
+    assert memory() is None
+
+
+# -- the manager -----------------------------------------------------------------------------------
+
+
+def test_the_manager_can_be_replaced_and_the_former_one_comes_back():
+    first = get_manager()
+    second = Manager(housekeeping=None)
+
+    assert set_manager(second) is first
+    assert get_manager() is second
+    assert set_manager(first) is second
+
+
+def test_what_a_hand_off_took_goes_back_to_where_it_came_from(machine):
+    old = get_manager()
+    future = completed(machine.plain.array([1.0]))
+    with_manager()
+    assert future.wait() is not None
+
+    del future
+
+    assert old.stats()[FIRST].events_free == 1
+    assert get_manager().stats().get(FIRST, LaneStats(0, 0, 0, 0, 0, 0, 0, 0)).events_free == 0
+
+
+def test_another_machine_finds_a_manager_that_knows_nothing_of_the_first(machine):
+    completed(machine.plain.array([1.0])).then(lambda f: None)
+    assert stats().streams == 1
+
+    with sim.Machine(devices=1) as other:
+        assert get_manager().stats() == {}
+        child = completed(other.plain.array([1.0])).then(lambda f: lent(other).machine is other)
+        assert child.value() is True
+
+    child = completed(machine.plain.array([1.0])).then(lambda f: lent(machine).machine is machine)
+    assert child.value() is True
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"stream_limit": 0}, ValueError),
+        ({"stream_limit": -1}, ValueError),
+        ({"stream_limit": "3"}, TypeError),
+        ({"stream_limit": 2.5}, TypeError),
+        ({"stream_limit": True}, TypeError),
+        ({"priority": "high"}, TypeError),
+        ({"priority": None}, TypeError),
+        ({"housekeeping": 0}, ValueError),
+        ({"housekeeping": -1.0}, ValueError),
+        ({"housekeeping": float("nan")}, ValueError),
+        ({"housekeeping": "often"}, TypeError),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(options, error):
+    (name,) = options
+    with pytest.raises(error, match=rf"{name}.*got"):
+        Manager(**options)
+
+
+@pytest.mark.parametrize("thing", [None, Manager, 5])
+def test_what_is_no_manager_cannot_be_set(thing):
+    with pytest.raises(TypeError, match=r"set_manager\(\) takes a gpufut.Manager, got"):
+        set_manager(thing)
+
+
+def test_a_device_that_is_not_there_has_no_lane(machine):
+    with pytest.raises(DeviceUnavailableError, match="no device sim:7: the last one is sim:1"):
+        get_manager().lane(Device("sim", 7))
+    with pytest.raises(DeviceUnavailableError, match="no runtime for devices of type 'abacus'"):
+        get_manager().lane(Device("abacus", 0))
+
+
+def test_without_a_machine_there_is_no_simulated_device():
+    assert sim.active() is None
+    with pytest.raises(DeviceUnavailableError, match="there is none"):
+        get_manager().lane(FIRST)
+
+
+# -- current streams -------------------------------------------------------------------------------
+
+
+def currents(machine: sim.Machine, device: int = 0) -> list[int]:
+    return [
+        current_stream(Device("sim", device)).handle,
+        *(library.current_stream(device).handle for library in machine.libraries),
+    ]
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["the framework's", "ours"])
+def test_a_stream_made_current_is_current_in_every_library_on_its_device_alone(machine, wrap):
+    stream = machine.stream(1)
+    before = [currents(machine, 0), currents(machine, 1)]
+
+    with gpufut.stream(Stream(SECOND, stream.handle) if wrap else stream) as current:
+        assert current == Stream(SECOND, stream.handle)
+        assert currents(machine, 1) == [stream.handle] * 3
+        assert currents(machine, 0) == before[0]
+
+    assert [currents(machine, 0), currents(machine, 1)] == before
+
+
+def test_streams_nest_and_come_back_one_by_one(machine):
+    first, second = machine.stream(), machine.stream()
+    before = currents(machine)
+
+    with gpufut.stream(first):
+        with gpufut.stream(second):
+            with gpufut.stream(first):
+                assert currents(machine) == [first.handle] * 3
+            assert currents(machine) == [second.handle] * 3
+        assert currents(machine) == [first.handle] * 3
+    assert currents(machine) == before
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, GeneratorExit])
+def test_what_was_current_comes_back_after_an_error(machine, error):
+    before = currents(machine)
+
+    with pytest.raises(error):
+        with gpufut.stream(machine.stream()):
+            raise error
+
+    assert currents(machine) == before
+
+
+def test_a_library_that_had_its_own_current_stream_gets_it_back(machine):
+    own, shared = machine.stream(), machine.stream()
+
+    with machine.plain.stream(own):
+        with gpufut.stream(shared):
+            assert currents(machine) == [shared.handle] * 3
+        assert machine.plain.current_stream(0) is own
+        assert machine.tracking.current_stream(0) is machine.default_stream(0)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_library_that_refuses_the_stream_leaves_the_others_as_they_were(
+    machine, monkeypatch, broken
+):
+    before = currents(machine)
+    library = machine.libraries[broken]
+
+    def refuse(_: object) -> None:
+        monkeypatch.undo()  # it refuses once
+        raise RuntimeError("refused")
+
+    monkeypatch.setattr(library, "set_stream", refuse)
+    with pytest.raises(RuntimeError, match="refused"):
+        with gpufut.stream(machine.stream()):
+            raise AssertionError("not to be reached")
+
+    assert currents(machine) == before
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_library_that_fails_on_the_way_out_does_not_keep_the_others_from_theirs(
+    machine, monkeypatch, broken
+):
+    library, other = machine.libraries[broken], machine.libraries[1 - broken]
+    before = other.current_stream(0)
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("refused")
+
+    with pytest.raises(RuntimeError, match="refused"):
+        with gpufut.stream(machine.stream()) as current:
+            assert other.current_stream(0).handle == current.handle
+            monkeypatch.setattr(library, "set_stream", refuse)
+
+    assert other.current_stream(0) is before
+
+
+def test_a_handle_that_belongs_to_nobody_leaves_nothing_current(machine):
+    before = currents(machine)
+
+    with pytest.raises(Exception, match="no stream of this machine has handle 999999"):
+        with gpufut.stream(Stream(FIRST, 999_999)):
+            raise AssertionError("not to be reached")
+
+    assert currents(machine) == before
+
+
+def test_current_streams_belong_to_their_thread(machine):
+    seen: list[list[int]] = []
+    before = currents(machine)
+
+    with gpufut.stream(machine.stream()):
+        in_thread(lambda: seen.append(currents(machine))).join(PATIENCE)
+
+    assert seen == [before]
+
+
+def test_the_streams_of_a_machine_that_is_gone_are_current_nowhere(machine):
+    """In no thread: others may be in the middle of a `with` when the machine changes."""
+    entered, go_on = threading.Event(), threading.Event()
+    seen: list[object] = []
+
+    def work() -> None:
+        with gpufut.stream(machine.stream()):
+            entered.set()
+            assert go_on.wait(PATIENCE)
+            seen.append(current_stream(FIRST).handle)
+
+    thread = in_thread(work)
+    assert entered.wait(PATIENCE)
+    with sim.Machine(devices=1) as other:
+        go_on.set()
+        thread.join(PATIENCE)
+        assert seen == [other.default_stream(0).handle]
+
+
+@pytest.mark.parametrize(
+    ("thing", "error", "text"),
+    [
+        (None, TypeError, "a stream is an object of a loaded framework"),
+        ("sim:0", TypeError, "a stream is an object of a loaded framework"),
+        (True, TypeError, "a stream is an object of a loaded framework"),
+        (17, ValueError, "does not say which device it is on: wrap it"),
+        (Stream(Device("cuda", 0), 5), DeviceUnavailableError, "cuda"),
+        (Stream(Device("sim", 7), 5), DeviceUnavailableError, "no device sim:7"),
+        (Stream("sim:0", 5), TypeError, "a gpufut.Stream"),  # type: ignore[arg-type]
+        (Stream(FIRST, "5"), TypeError, "a gpufut.Stream"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_cannot_be_made_current_is_refused(machine, thing, error, text):
+    with pytest.raises(error, match=text):
+        with gpufut.stream(thing):
+            raise AssertionError("not to be reached")
+
+
+def test_the_current_stream_is_the_librarys_until_one_is_made_current(machine):
+    assert current_stream("sim:1") == Stream(SECOND, machine.default_stream(1).handle)
+    assert current_stream(1) == current_stream(SECOND)
+
+
+def test_asking_for_the_current_stream_creates_nothing(machine):
+    current_stream(1)
+
+    assert machine.stats.streams_created == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "error"),
+    [
+        ("sim:9", DeviceUnavailableError),
+        ("cpu", ValueError),
+        ("sim", ValueError),
+        (None, TypeError),
+        (True, TypeError),
+    ],
+)
+def test_the_current_stream_of_what_is_no_device_is_an_error(machine, device, error):
+    with pytest.raises(error, match=r"device|indices"):
+        current_stream(device)
+
+
+# -- a stream as a value ---------------------------------------------------------------------------
+
+
+def test_a_stream_can_be_asked_and_waited_for(machine):
+    native = machine.stream()
+    stream = Stream(FIRST, native.handle)
+    assert stream.query() is True
+
+    with machine.gate() as gate:
+        native.hold(gate)
+        assert stream.query() is False
+        with pytest.raises(TimeoutError, match=r"stream 0x.* on sim:0 had not finished in time"):
+            stream.synchronize(0)
+    stream.synchronize(PATIENCE)
+    assert stream.query() is True
+
+
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(machine):
+    stream = Stream(FIRST, machine.stream().handle)
+
+    for timeout in ("1", object()):
+        with pytest.raises(TypeError, match="a timeout is a number of seconds"):
+            stream.synchronize(timeout)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a timeout is 0 or more seconds"):
+        stream.synchronize(-1)
+
+
+def test_only_cuda_streams_speak_cudas_protocol():
+    assert Stream(Device("cuda", 0), 5).__cuda_stream__() == (0, 5)
+    with pytest.raises(TypeError, match="is no CUDA stream"):
+        Stream(FIRST, 5).__cuda_stream__()
+
+
+def test_streams_of_one_device_and_handle_are_equal():
+    assert Stream(FIRST, 5) == Stream(FIRST, 5)
+    assert Stream(FIRST, 5) != Stream(SECOND, 5)
+    assert str(Stream(FIRST, 255)) == "stream 0xff on sim:0"
