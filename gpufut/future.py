@@ -313,7 +313,8 @@ class Future(Generic[T]):
             finally:
                 self._forget(entry)
         try:
-            if self._state == FENCED and cast(Handoff, self._handoff).holds_pinned:
+            pinned = self._state == FENCED and cast(Handoff, self._handoff).holds_pinned
+            if pinned and not self.query():
                 yield from self.synchronized().__await__()
             return self.wait()
         finally:
@@ -846,7 +847,10 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
             # A signal between two callbacks. The rest must still run: others wait for it.
             interrupt = interrupt or error
             if entry is not None:
-                rest = [*rest, entry]
+                if rest is _NO_ENTRIES:
+                    rest = [entry]
+                else:
+                    rest += [entry]  # the very list: `work` may know it
                 entry = None
             elif begun is not None:
                 settled = _interrupted(begun, error)

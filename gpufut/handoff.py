@@ -343,7 +343,7 @@ class LentStreams:
             self._lend()
         except BaseException as error:
             self._take_back()
-            if not isinstance(error, Exception):
+            if not isinstance(error, Exception) or isinstance(error, ForkError):
                 raise
             try:
                 before_blocking()

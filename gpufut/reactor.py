@@ -194,7 +194,12 @@ def _after_reset() -> None:
         return
     _seen_forks = runtimes.forks()
     orphaned, _reactor = _reactor, _Reactor()
-    orphaned.fail_all(ForkError("the parent process waits for this device work; a child cannot"))
+    orphaned.fail_all(
+        ForkError(
+            "the device work that this waits for belongs to the parent process: wait before "
+            "forking, or start the child with spawn or forkserver"
+        )
+    )
 
 
 runtimes.on_reset(_after_reset)

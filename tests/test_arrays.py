@@ -39,7 +39,8 @@ def machine() -> Iterator[sim.Machine]:
 
 @pytest.fixture
 def array(machine) -> sim.Array:
-    return machine.plain.array([1.0])
+    array: sim.Array = machine.plain.array([1.0])
+    return array
 
 
 @pytest.fixture
@@ -145,14 +146,12 @@ class HidesAttributes:
 
 class PropertyNamedDict(Plain):
     @property
-    def __dict__(self) -> Any:  # type: ignore[override]
+    def __dict__(self) -> Any:  # type: ignore[override]  # because it is to be hostile
         raise RuntimeError("not the real one")
 
 
 class Liar(Plain):
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
-        return int
+    __class__ = property(lambda self: int)  # type: ignore[assignment]  # because it is a lie
 
 
 class Failure(Exception):
@@ -217,7 +216,7 @@ HOLDERS: dict[str, Callable[[Any], Any]] = {
     "items of an ordered dict": lambda array: collections.OrderedDict(key=array).items(),
     "keys of an ordered dict": lambda array: collections.OrderedDict({(array,): 1}).keys(),
     "named tuple": lambda array: Pair(1, array),
-    "named tuple made at run time": lambda array: collections.namedtuple("T", "x")(array),
+    "named tuple made at run time": lambda array: type("Made", (Pair,), {})(1, array),
     "dataclass": Data,
     "slotted dataclass": SlottedData,
     "attrs": Attrs,
@@ -242,9 +241,9 @@ HOLDERS: dict[str, Callable[[Any], Any]] = {
     "array of objects": object_array,
     "array of objects without dimensions": lambda array: object_array(array, ()),
     "record with an object": lambda array: np.array([(1, array)], [("a", int), ("b", object)]),
-    "one record with an object": lambda array: np.array(
-        [(1, array)], [("a", int), ("b", object)]
-    )[0],
+    "one record with an object": lambda array: np.array([(1, array)], [("a", int), ("b", object)])[
+        0
+    ],
     "attribute of a numpy array": lambda array: with_attribute(
         np.zeros(2).view(TaggedNumpy), array
     ),
@@ -345,11 +344,9 @@ OPAQUE: dict[str, Callable[[Any], Any]] = {
     "bound method of an object": lambda array: Plain(array).__eq__,
     "weak reference": Weakly,
     "iterator": lambda array: iter([array]),
-    "map": lambda array: map(lambda item: item, [array]),
+    "map": lambda array: map(id, [array]),
     "future": lambda array: with_result(Future(), array),
-    "future of the standard library": lambda array: with_result(
-        concurrent.futures.Future(), array
-    ),
+    "future of the standard library": lambda array: with_result(concurrent.futures.Future(), array),
     "properties": Opened,
 }
 
@@ -392,7 +389,7 @@ def test_host_values_of_all_kinds_hold_no_array(machine):
         threading.current_thread(), sys, int, Meta, len, print, (lambda: None), slice(1, 2),
         arrays_of_python.array("d", [1.0]), np.zeros(3), np.float32(1), np.dtype(int), np.random,
         contextvars.ContextVar("variable"), contextvars.copy_context(), weakref.WeakSet(),
-        weakref.WeakValueDictionary(), inspect.currentframe(), (lambda: (yield))(), functools.lru_cache(len),
+        weakref.WeakValueDictionary(), inspect.currentframe(), functools.lru_cache(len),
     ]  # fmt: skip
 
     assert find(values) == []
@@ -475,7 +472,7 @@ class PropertyFunc(functools.partial[Any]):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda array: PropertyArgs(array), lambda array: PropertyFunc(print, array)],
+    [PropertyArgs, functools.partial(PropertyFunc, print)],
     ids=["exception", "partial"],
 )
 def test_no_property_of_a_subclass_is_read(make, array):
@@ -511,8 +508,9 @@ def test_what_is_shared_is_looked_into_once(array):
 
 
 def test_a_dict_that_grows_while_it_is_looked_at_does_not_hide_its_arrays(array):
-    """Another thread may add a key between any two byte codes. Here the key does it itself, when its
-    type is asked for its hash."""
+    """Another thread may add a key after any call. Here the key does it itself, when its type is
+    asked for its hash.
+    """
 
     class Growing(type):
         def __hash__(cls) -> int:
@@ -564,7 +562,7 @@ def test_looking_at_a_suspended_generator_does_not_keep_what_it_drops_later(arra
 
     def generate(local: Any) -> Iterator[int]:
         yield 1
-        local = None
+        del local
         yield 2
 
     generator = generate(payload)

@@ -22,12 +22,7 @@ def test_every_error_of_ours_is_a_gpufut_error_and_public(error):
 
 
 def test_the_tree_in_the_docstring_names_every_error_with_its_second_base():
-    drawn = {
-        name: base
-        for name, base in re.findall(
-            r"[├└]── (\w+)(?: +\(also a (\w+)\))?", inspect.getdoc(errors) or ""
-        )
-    }
+    drawn = dict(re.findall(r"[├└]── (\w+)(?: +\(also a (\w+)\))?", inspect.getdoc(errors) or ""))
 
     for error in OWN:
         assert error.__name__ in drawn

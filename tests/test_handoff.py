@@ -481,7 +481,8 @@ def test_threads_may_wait_for_one_value_and_drop_it_at_the_same_time(machine):
 # -- forks -----------------------------------------------------------------------------------------
 
 FORK = """
-    import os, threading
+    import os, sys, threading
+    sys.stdout.reconfigure(line_buffering=True)
     from gpufut import *
     from gpufut import sim
 
@@ -527,9 +528,9 @@ FORK = """
 """
 
 
-@pytest.mark.skipif(not hasattr(sys, "platform") or sys.platform == "win32", reason="no fork there")
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
 def test_a_forked_child_is_told_what_belongs_to_its_parent_and_keeps_the_rest():
-    told = run_program("import sys; sys.stdout.reconfigure(line_buffering=True)\n" + textwrap.dedent(FORK))
+    told = run_program(FORK)
 
     assert told.splitlines() == [
         "threads ['MainThread']",

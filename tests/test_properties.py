@@ -236,7 +236,7 @@ def test_one_thread_sees_what_a_future_by_plain_recursion_would_show(program):
     assert Interpreter(Future).run(program) == Interpreter(Reference).run(program)
 
 
-# -- several threads: each outcome follows from those it depends on, each callback runs once -------
+# -- several threads: outcomes follow from those they depend on, each callback runs once -----------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,8 +249,8 @@ class Action:
 
 
 MANY: Final = (
-    "value", "searched value", "error", "cancel", "then", "then raising", "then searched", "flatten",
-    "all", "any", "done", "remove", "wait", "drop", "synchronized",
+    "value", "searched value", "error", "cancel", "then", "then raising", "then searched",
+    "flatten", "all", "any", "done", "remove", "wait", "drop", "synchronized",
 )  # fmt: skip
 
 
@@ -358,22 +358,21 @@ class Crowd:
 
     def _complete(self, act: str, index: int, number: int) -> None:
         root = self.roots[index]
+        outcome: tuple[str, object]
         if act == "cancel":
-            won, outcome = root.cancel(), ("cancelled", None)
+            outcome, won = ("cancelled", None), root.cancel()
         elif act == "error":
             error = Planned(number)
-            won, outcome = root.try_set_exception(error), ("error", error)
+            outcome, won = ("error", error), root.try_set_exception(error)
         else:
             value: object = number if act == "value" else [number]
-            won, outcome = root.try_set_result(value), ("value", value)
+            outcome, won = ("value", value), root.try_set_result(value)
         if won:
             self.wins.append((index, outcome))
 
-    def _derive(
-        self, act: str, node: Future[Any], other: Future[Any], number: int
-    ) -> Derived:
+    def _derive(self, act: str, node: Future[Any], other: Future[Any], number: int) -> Derived:
         if act == "then":
-            return Derived(node.then(lambda f: number), [node], lambda outcomes: [("value", number)])
+            return Derived(node.then(lambda f: number), [node], lambda parents: [("value", number)])
         if act == "then searched":
             value = [number]
             return Derived(node.then(lambda f: value), [node], lambda outcomes: [("value", value)])
@@ -541,7 +540,7 @@ moves = st.lists(
 
 
 class Pipeline:
-    """Futures of arrays beside the numbers that they must hold. Every value may be dropped at once."""
+    """Futures of arrays beside the numbers that they must hold. Any may be dropped at once."""
 
     def __init__(self, machine: sim.Machine) -> None:
         self.machine = machine
@@ -578,9 +577,7 @@ class Pipeline:
         """A new array, by a kernel on the current stream."""
         array = value["array"]
         result = array.library.empty((4,), device=array.device)
-        array.library.launch(
-            lambda x, y: np.add(x, number, out=y), reads=[array], writes=[result]
-        )
+        array.library.launch(lambda x, y: np.add(x, number, out=y), reads=[array], writes=[result])
         return {"array": result}
 
     def do_then(self, move: Move, future: Future[Any], number: float) -> None:

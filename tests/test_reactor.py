@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -219,13 +221,14 @@ def test_only_the_reactor_hands_over():
     assert reactor_threads() == before
 
 
+def waits_for(other: Future[Any]) -> Callable[[object], object]:
+    return lambda _: other.wait(PATIENCE)
+
+
 def test_callbacks_may_wait_for_one_another_in_the_reactor(machine):
     pairs = [held_future(machine) for _ in range(12)]
     afters = [future.synchronized() for future, _ in pairs]
-    results = [
-        after.then(lambda f, other=other: other.wait(PATIENCE))
-        for after, other in zip(afters, afters[1:], strict=False)
-    ]
+    results = [after.then(waits_for(other)) for after, other in itertools.pairwise(afters)]
 
     for _, gate in pairs:
         gate.open()
@@ -281,7 +284,7 @@ def test_many_threads_may_ask_at_the_same_time_and_one_is_started(monkeypatch):
 def test_an_interval_is_kept_between_two_looks(monkeypatch):
     """By a clock of the test: real time does not matter."""
     now = [0.0]
-    monkeypatch.setattr(reactor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     looks: list[float] = []
     told = Told()
 
@@ -301,7 +304,7 @@ def test_an_interval_is_kept_between_two_looks(monkeypatch):
     reactor.watch(advance, ended)
     ended.wait()
 
-    assert all(later - earlier >= 10.0 for earlier, later in zip(looks, looks[1:], strict=False))
+    assert all(later - earlier >= 10.0 for earlier, later in itertools.pairwise(looks))
 
 
 # -- the end of the program ------------------------------------------------------------------------
@@ -381,7 +384,8 @@ def test_a_handler_registered_before_gpufut_was_imported_does_not_hang_either():
 
     atexit.register(last)
     """
-    printed = run_program(textwrap.dedent(text) + textwrap.dedent(MACHINE) + "\nunfinished()[0].synchronized()\n")
+    asks = "unfinished()[0].synchronized()"
+    printed = run_program("\n".join([textwrap.dedent(text), textwrap.dedent(MACHINE), asks]))
     assert printed.startswith("at exit")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import weakref
@@ -53,6 +54,13 @@ def lent(machine: sim.Machine, device: int = 0) -> sim.Stream:
     return machine.stream_from_handle(current_stream(device).handle)
 
 
+def occupied(machine: sim.Machine, gate: sim.Gate) -> int:
+    """The lent stream, after leaving work on it that the gate holds."""
+    stream = lent(machine)
+    stream.hold(gate)
+    return stream.handle
+
+
 def completed(value: Any) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(value)
@@ -91,7 +99,7 @@ def test_callbacks_that_leave_no_work_share_one_stream_one_after_the_other(machi
 def test_a_busy_stream_is_passed_over_for_an_idle_or_a_new_one(machine):
     array = machine.plain.array([1.0])
     with machine.gate() as gate:
-        busy = completed(array).then(lambda f: lent(machine).hold(gate) or lent(machine).handle)
+        busy = completed(array).then(lambda f: occupied(machine, gate))
         other = completed(array).then(lambda f: lent(machine).handle)
         machine.stream_from_handle(other.value()).synchronize()
         again = completed(array).then(lambda f: lent(machine).handle)
@@ -105,12 +113,9 @@ def test_at_the_limit_the_busy_stream_that_was_given_back_first_is_lent(machine)
     with_manager(stream_limit=2)
     array = machine.plain.array([1.0])
     with machine.gate() as gate:
-
-        def occupy(_: object) -> int:
-            lent(machine).hold(gate)
-            return lent(machine).handle
-
-        handles = [completed(array).then(occupy).value() for _ in range(6)]
+        handles = [
+            completed(array).then(lambda f: occupied(machine, gate)).value() for _ in range(6)
+        ]
 
         assert len(set(handles)) == 2
         assert handles == handles[:2] * 3
@@ -184,7 +189,7 @@ def test_many_threads_get_no_more_streams_than_the_limit_and_give_all_back(machi
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [in_thread(lambda array=array: use(array)) for array in arrays]
+        threads = [in_thread(functools.partial(use, array)) for array in arrays]
         for thread in threads:
             thread.join(PATIENCE)
     finally:
@@ -230,7 +235,7 @@ def test_each_device_has_its_own_streams(machine):
 def test_out_of_streams_the_ones_that_are_there_will_do(machine):
     array = machine.plain.array([1.0])
     with machine.gate() as gate:
-        first = completed(array).then(lambda f: lent(machine).hold(gate) or lent(machine).handle)
+        first = completed(array).then(lambda f: occupied(machine, gate))
         machine.fail_next("create_stream", RuntimeError("no more"))
         second = completed(array).then(lambda f: lent(machine).handle)
 
@@ -501,7 +506,7 @@ def test_memory_is_held_once_however_many_threads_wait_and_sweep(machine):
     sys.setswitchinterval(1e-5)
     try:
         threads = [
-            in_thread(guarded(lambda stream=stream: future.wait(stream=stream)))
+            in_thread(guarded(functools.partial(future.wait, stream=stream)))
             for stream in consumers
         ]
         threads.append(in_thread(guarded(lambda: get_manager().sweep())))
@@ -685,10 +690,13 @@ def test_a_library_that_fails_on_the_way_out_does_not_keep_the_others_from_their
     def refuse(_: object) -> None:
         raise RuntimeError("refused")
 
-    with pytest.raises(RuntimeError, match="refused"):
+    def use() -> None:
         with gpufut.stream(machine.stream()) as current:
             assert other.current_stream(0).handle == current.handle
             monkeypatch.setattr(library, "set_stream", refuse)
+
+    with pytest.raises(RuntimeError, match="refused"):
+        use()
 
     assert other.current_stream(0) is before
 

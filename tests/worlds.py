@@ -167,6 +167,13 @@ class World(abc.ABC):
     def gates_expired(self) -> int:
         """How many gates had to open by themselves."""
 
+    def inside(self) -> bool:
+        """Whether this is a signal handler or finalizer that struck inside a device operation.
+
+        That happens in a simulated device alone: a driver's calls cannot be interrupted by Python.
+        """
+        return False
+
     def pending(self, device: int | None = None) -> int:
         """How many operations have been launched and have not run. Feature ``counts``."""
         raise NotImplementedError
@@ -477,6 +484,9 @@ class SimWorld(World):
 
     def gates_expired(self) -> int:
         return self.machine.gates_expired
+
+    def inside(self) -> bool:
+        return self.machine.lock._is_owned()  # type: ignore[attr-defined]  # because only tests ask
 
     def pending(self, device: int | None = None) -> int:
         return self.machine.pending(device)

@@ -360,6 +360,17 @@ class Engine:
         return True
 
     def _run_locked(self, op: Op) -> None:
+        # A signal handler that uses the machine may come between any two lines, and may have run
+        # the operation, or taken it from the queue, meanwhile.
+        if not op.done:
+            self._execute_locked(op)
+        stream = op.stream
+        if stream.queue and stream.queue[0] is op:
+            stream.queue.popleft()
+        if not stream.queue:
+            self.busy.pop(stream, None)
+
+    def _execute_locked(self, op: Op) -> None:
         stream = op.stream
         start = max(stream.end, op.launched)
         if op.dep is not None:
@@ -388,9 +399,6 @@ class Engine:
         op.finish(end)
         stream.end = end
         stream.done_seq = op.seq
-        stream.queue.popleft()
-        if not stream.queue:
-            del self.busy[stream]
 
     # Gates
 

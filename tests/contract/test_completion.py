@@ -677,8 +677,8 @@ class RaisingEverywhere:
 
 
 class ClassThatLies:
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]  # because an object may lie like that
+    @property  # type: ignore[misc]  # because an object may lie like that
+    def __class__(self) -> Any:
         raise RuntimeError("who wants to know?")
 
 
