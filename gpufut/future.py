@@ -24,7 +24,9 @@ Interrupts
 CPython looks for signals and for other threads after calls, at the ends of loops and on entering a
 function, and nowhere else. A few lines without a call are thus one step, to other threads and to a
 handler that raises, as that of Ctrl-C does: an entry is never taken and not noted. Where a handler
-can strike, `_run` finishes first and lets it go on at the end.
+can strike, `_run` finishes first and lets it go on at the end. (A signal at the back edge of a loop
+is caught by the handlers of the instruction before the loop, in CPython 3.11: no `try` may be
+followed by its loop at once.)
 
 Nesting
 -------
@@ -368,6 +370,10 @@ class Future(Generic[T]):
             if self._entries:
                 try:
                     _run(self, self._entries)
+                except RecursionError:
+                    _local.thread.work += [(self, self._entries[::-1])]
+                    del self._entries[:]
+                    raise
                 except BaseException:
                     _run(self, self._entries)
                     raise
@@ -533,7 +539,7 @@ class Future(Generic[T]):
             text = "cancelled"
         else:
             # Showing an array might read it, which blocks, and may read it too early.
-            shown = type(self._result) in _SHOWN
+            shown = any(type(self._result) is kind for kind in _SHOWN)
             text = (
                 f"value {_shortened(self._result)}"
                 if shown
@@ -571,6 +577,11 @@ class Future(Generic[T]):
         if run and self._entries:
             try:
                 _run(self, self._entries)
+            except RecursionError:
+                # No room left for `_run`. The next one of this thread that has room will do it.
+                _local.thread.work += [(self, self._entries[::-1])]
+                del self._entries[:]
+                raise
             except BaseException:
                 # A signal on the threshold of `_run`, or one that it has passed on. In the first
                 # case nothing has run yet; in the second there is nothing left.
@@ -643,9 +654,9 @@ class Future(Generic[T]):
                 gate = allocate_lock()
                 gate.acquire()
             entry: Entry = (_wake, gate, gate)
-            # In front: a waiter is woken before any callback runs.
-            self._entries.insert(0, entry)
             try:
+                # In front: a waiter is woken before any callback runs.
+                self._entries.insert(0, entry)
                 if self._state != PENDING:
                     if self._forget(entry):
                         thread.gate = gate
@@ -736,6 +747,7 @@ class _Local(threading.local):
 
 _local = _Local()
 _NO_ENTRIES: Final[list[Entry]] = []
+_FLOOR: Final[tuple[Any, list[Entry]]] = (None, _NO_ENTRIES)  # below it, work of an outer `_run`
 _NOBODY: Final = _Thread()  # stands for "no account opened"; nothing is ever written to these
 
 
@@ -752,15 +764,17 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
     # counting down runs no code that could nest, and need not pay for it.
     thread = _NOBODY
     work = _NOBODY.work
-    depth = base = 0
+    depth = 0
     # What is left of the entries of `parent`, first one last, so that each is taken in no time.
     rest = _NO_ENTRIES
     # For the handler below: an entry that was taken and not begun; the target of one that was.
     entry: Entry | None = None
     begun: object = None
+    settled: Future[Any] | None
     interrupt: BaseException | None = None
     while True:
         try:
+            settled = None  # something must stand here: see "Interrupts"
             while True:
                 if entries:
                     # Take them over. No call until the end of the block: see "Interrupts".
@@ -775,7 +789,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                 elif rest:
                     entry = rest[-1]
                     del rest[-1]
-                elif work and len(work) > base:
+                elif work and work[-1] is not _FLOOR:
                     parent, rest = work[-1]
                     if not rest:
                         del work[-1]
@@ -796,19 +810,19 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                         account = _local.thread
                         depth = account.depth
                         if depth >= MAX_NESTING:
-                            account.deferred.append((parent, [*rest, entry]))
+                            account.deferred += [(parent, [*rest, entry])]  # not a call either
                             return
                         account.depth = depth + 1
                         work = account.work
                         thread = account
                         if depth:
-                            account.outer.append(account.target)
-                            base = len(work)
-                if rest and (len(work) == base or work[-1][1] is not rest):
-                    work.append((parent, rest))
+                            account.outer += [account.target]
+                            work += [_FLOOR]
+                if rest and not (work and work[-1][1] is rest):
+                    work += [(parent, rest)]
                 # The callbacks of values without device work are called right here: one more call
                 # would be a good part of what they cost.
-                settled: Future[Any] | None = None
+                settled = None
                 entry = None
                 if how is _then and parent._handoff is None:
                     thread.target = target
@@ -843,6 +857,21 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     # What is left of the present future is in `work`. A chain leaves nothing.
                     parent, entries = settled, settled._entries
             break
+        except RecursionError:
+            # No room left to run anything, nor for a call here. The next `_run` of this thread that
+            # has room will do it.
+            put_off = thread if thread is not _NOBODY else _local.thread
+            if entry is not None:
+                rest = [*rest, entry]
+            put_off.work += [(parent, rest)] if rest else []
+            if thread is not _NOBODY:
+                thread.depth = depth
+                thread.target = None
+                if depth:
+                    thread.target = thread.outer[-1]
+                    del thread.outer[-1]
+                    work[:] = [pair for pair in work if pair is not _FLOOR]
+            raise
         except BaseException as error:
             # A signal between two callbacks. The rest must still run: others wait for it.
             interrupt = interrupt or error
@@ -863,7 +892,10 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
     target = callback = settled = result = None
     if thread is not _NOBODY:
         thread.depth = depth
-        thread.target = thread.outer.pop() if depth else None
+        thread.target = None
+        if depth:
+            thread.target = thread.outer[-1]
+            del thread.outer[-1], work[-1]
         if thread.interrupt is not None:
             interrupt, thread.interrupt = interrupt or thread.interrupt, None
     if interrupt is not None:
@@ -1172,7 +1204,7 @@ def _not_callable(method: str, callback: object) -> TypeError:
 
 
 # Types of which a future's repr shows the value.
-_SHOWN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_SHOWN: Final = (type(None), bool, int, float, complex, str, bytes)
 
 
 def _shortened(value: object) -> str:

@@ -25,6 +25,7 @@ from gpufut.streams import (
     Undo,
     current_handles,
     get_manager,
+    give_back,
     pop_current,
     push_current,
     resolve,
@@ -374,7 +375,4 @@ class LentStreams:
         try:
             pop_current(self._undo)
         finally:
-            while self._borrowed:
-                pool, handle = self._borrowed[-1]
-                del self._borrowed[-1]  # no call since the line above, so no signal between
-                pool.give_back(handle)
+            give_back(self._borrowed)

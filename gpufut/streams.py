@@ -35,6 +35,7 @@ __all__ = [
     "current_handles",
     "current_stream",
     "get_manager",
+    "give_back",
     "pop_current",
     "push_current",
     "resolve",
@@ -181,26 +182,28 @@ class StreamPool:
         while True:
             for _ in range(len(self._free)):
                 try:
-                    handle = self._free.popleft()
+                    handle = self._free[0]
+                    del self._free[0]  # no call until it is in `borrowed`, so no signal between
                 except IndexError:
                     break
-                borrowed.append((self, handle))
+                borrowed += [(self, handle)]
                 if self._runtime.stream_query(self._device, handle):
                     self.idle_lends += 1
                     return handle
-                borrowed.pop()
+                del borrowed[-1]
                 self._free.append(handle)
             if self._create():
                 continue
             try:
-                handle = self._free.popleft()
+                handle = self._free[0]
+                del self._free[0]
             except IndexError:
                 if self._all:
                     self.shared_lends += 1
                     return self._all[next(self._sharing) % len(self._all)]
                 time.sleep(0)  # another thread is about to create the first one
             else:
-                borrowed.append((self, handle))
+                borrowed += [(self, handle)]
                 self.busy_lends += 1
                 return handle
 
@@ -217,12 +220,9 @@ class StreamPool:
             if isinstance(error, Exception) and self._all:
                 return False  # out of streams, or of memory for one: those that we have will do
             raise
-        self._all.append(handle)
+        self._all += [handle]  # not a call, so that no signal comes before the next line has run
         self._free.appendleft(handle)
         return True
-
-    def give_back(self, handle: StreamHandle) -> None:
-        self._free.append(handle)
 
     @property
     def created(self) -> int:
@@ -233,6 +233,20 @@ class StreamPool:
     def lent(self) -> int:
         """How many of them are lent now."""
         return len(self._all) - len(self._free)
+
+
+def give_back(borrowed: list[tuple[StreamPool, StreamHandle]]) -> None:
+    """Return streams to the pools from which they were borrowed, whatever strikes meanwhile."""
+    interrupt: BaseException | None = None
+    while borrowed:
+        try:
+            pool, handle = borrowed[-1]
+            del borrowed[-1]  # no call until it is free again, so no signal between
+            pool._free += [handle]
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 class Lane:
@@ -614,6 +628,9 @@ def pop_current(undo: Undo) -> None:
     failure: BaseException | None = None
     while True:
         try:
+            framework = (
+                None  # in CPython 3.11 the loop's back edge is outside, were it to stand first
+            )
             while undo:
                 framework, saved = undo[-1]
                 try:

@@ -16,6 +16,8 @@ runs a program once for each of them.
 from __future__ import annotations
 
 import opcode
+import signal
+import subprocess
 import sys
 import threading
 import weakref
@@ -525,7 +527,7 @@ def test_a_late_wake_up_of_a_wait_that_was_given_up_does_not_end_the_next_wait()
 
         return Program([complete, wait], check)
 
-    explore(make)
+    explore(make, 2)
 
 
 def test_a_gate_serves_one_wait_after_the_other():
@@ -607,7 +609,7 @@ def test_a_value_an_error_and_a_cancellation_race_and_one_of_them_stands():
             check,
         )
 
-    explore(make)
+    explore(make, 2)
 
     assert outcomes == {"value", "error", "cancel"}
 
@@ -628,7 +630,7 @@ def test_a_waiter_of_a_future_that_is_cancelled_and_completed_at_once_gets_what_
 
         return Program([lambda: future.try_set_result(1), future.cancel, wait], check)
 
-    explore(make)
+    explore(make, 2)
 
 
 # -- callbacks -------------------------------------------------------------------------------------
@@ -677,7 +679,7 @@ def test_callbacks_that_one_thread_runs_come_in_order_of_registration(before):
 
         return Program([lambda: future.set_result(1), register], check)
 
-    explore(make)
+    explore(make, 2)
 
 
 def test_one_function_registered_twice_during_completion_is_called_twice():
@@ -1003,11 +1005,12 @@ def test_an_interrupt_during_completion_loses_neither_waiters_nor_callbacks(how)
             assert not gate.locked()
             for each in (child, grandchild, flat, last):
                 assert each.done()
-            # Each callback has begun at most once. One whose call was struck may not have: it is
-            # told by its child's error, or lost with the interrupt as if it had raised it.
+            # Each callback has begun at most once, one future's in order. One whose call was struck
+            # may not have begun: it counts as having raised the interrupt.
             assert len(log.texts) == len(set(log.texts))
             assert len(log.texts) >= 5
-            assert log.texts == sorted(map(str, log.texts))
+            own = [text for text in map(str, log.texts) if text in "abf"]
+            assert own == sorted(own)
 
         return Program([lambda: COMPLETIONS[how](future)], check)
 
@@ -1174,3 +1177,52 @@ def test_an_interrupt_while_the_reactor_is_asked_does_not_put_it_to_sleep_for_ev
 
     interrupt_everywhere(make)
     gpufut.reactor._reactor.stop()
+
+
+SIGNALS = """
+import random, signal, time
+from gpufut import Future, future
+
+armed = False
+
+def strike(*_):
+    if armed:
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, strike)
+account = future._local.thread
+rng = random.Random(7)
+struck = lost = unsettled = 0
+end = time.monotonic() + 15
+while struck < 400 and time.monotonic() < end:
+    parents = [Future() for _ in range(100)]
+    children = [[parent.then(lambda f: 1) for _ in range(5)] for parent in parents]
+    try:
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(20e-6, 200e-6))
+        for parent in parents:
+            parent.set_result(1)
+        armed = False
+    except KeyboardInterrupt:
+        struck += 1
+    armed = False
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for parent, own in zip(parents, children):
+        lost += parent.done() and not all(child.done() for child in own)
+    unsettled += bool(account.depth or account.outer or account.work or account.deferred)
+    account.__init__()
+print("struck", struck > 10, "lost", lost, "unsettled", unsettled)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_real_signals_that_strike_anywhere_lose_nothing():
+    """The interpreter itself decides where: also at places that `interrupt_everywhere` cannot show,
+    such as the back edge of a loop, whose handler it looks up elsewhere than one would think.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS], capture_output=True, text=True, timeout=50, check=False
+    )
+
+    assert done.stderr == ""
+    assert done.stdout == "struck True lost 0 unsettled 0\n"

@@ -486,7 +486,8 @@ class SimWorld(World):
         return self.machine.gates_expired
 
     def inside(self) -> bool:
-        return self.machine.lock._is_owned()  # type: ignore[attr-defined]  # because only tests ask
+        lock: Any = self.machine.lock
+        return bool(lock._is_owned())
 
     def pending(self, device: int | None = None) -> int:
         return self.machine.pending(device)

@@ -380,7 +380,6 @@ def test_c17_memory_dies_with_the_future_if_nobody_consumed_it(world):
 @pytest.fixture(autouse=True)
 def reference_counts_alone() -> Iterator[None]:
     """No garbage collection: what is in a cycle stays."""
-    gc.collect()
     gc.disable()
     logging.disable()  # a log handler of the test runner keeps what is logged
     yield

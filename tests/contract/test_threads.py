@@ -163,6 +163,7 @@ def test_c21_futures_may_be_used_from_a_signal_handler_at_any_point(world):
             gpufut.get_manager().sweep()
 
     shared = Future[int]()
+    world.consume(world.produce().then(lambda done: done.value()))  # all is imported now
     over = threading.Event()
     main = threading.get_ident()
 
@@ -206,7 +207,7 @@ def test_c21_futures_may_be_used_from_finalizers_at_any_point(world):
             shared.try_set_result(1)
 
     thresholds = gc.get_threshold()
-    gc.set_threshold(3)
+    gc.set_threshold(3, 1000, 1000)  # the youngest only: going through all takes long
     try:
         for number in range(60):
             shared = Future[int]()
@@ -216,7 +217,7 @@ def test_c21_futures_may_be_used_from_finalizers_at_any_point(world):
             assert world.consume(child) == number + 1.0
     finally:
         gc.set_threshold(*thresholds)
-    gc.collect()
+    gc.collect(1)
 
     assert len(finalized) == 120
     assert set(finalized) == {2}
