@@ -371,7 +371,7 @@ class Future(Generic[T]):
                 try:
                     _run(self, self._entries)
                 except RecursionError:
-                    _local.thread.work += [(self, self._entries[::-1])]
+                    _orphans.pairs += [(self, self._entries[::-1])]
                     del self._entries[:]
                     raise
                 except BaseException:
@@ -578,8 +578,8 @@ class Future(Generic[T]):
             try:
                 _run(self, self._entries)
             except RecursionError:
-                # No room left for `_run`. The next one of this thread that has room will do it.
-                _local.thread.work += [(self, self._entries[::-1])]
+                # No room left for `_run`, nor for a call here.
+                _orphans.pairs += [(self, self._entries[::-1])]
                 del self._entries[:]
                 raise
             except BaseException:
@@ -748,6 +748,18 @@ class _Local(threading.local):
 _local = _Local()
 _NO_ENTRIES: Final[list[Entry]] = []
 _FLOOR: Final[tuple[Any, list[Entry]]] = (None, _NO_ENTRIES)  # below it, work of an outer `_run`
+
+
+class _Orphans:
+    """Entries for which there was no stack left. The next thread that runs callbacks takes them."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[Future[Any], list[Entry]]] = []
+
+
+_orphans: Final = _Orphans()
 _NOBODY: Final = _Thread()  # stands for "no account opened"; nothing is ever written to these
 
 
@@ -769,7 +781,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
     rest = _NO_ENTRIES
     # For the handler below: an entry that was taken and not begun; the target of one that was.
     entry: Entry | None = None
-    begun: object = None
+    begun: Any = None
     settled: Future[Any] | None
     interrupt: BaseException | None = None
     while True:
@@ -798,6 +810,10 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     parent, rest = thread.deferred[0]
                     del thread.deferred[0]
                     continue
+                elif _orphans.pairs and not depth:
+                    parent, rest = _orphans.pairs[0]
+                    del _orphans.pairs[0]
+                    continue
                 else:
                     break
                 how, target, callback = entry
@@ -825,7 +841,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                 settled = None
                 entry = None
                 if how is _then and parent._handoff is None:
-                    thread.target = target
+                    begun = thread.target = target
                     try:
                         result = callback(parent)
                         try:
@@ -857,20 +873,29 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     # What is left of the present future is in `work`. A chain leaves nothing.
                     parent, entries = settled, settled._entries
             break
-        except RecursionError:
-            # No room left to run anything, nor for a call here. The next `_run` of this thread that
-            # has room will do it.
-            put_off = thread if thread is not _NOBODY else _local.thread
+        except RecursionError as error:
+            # No room left to run anything, nor for a call here. What had begun fails, which is
+            # `_settle`, written out; what had not is left to whoever has room.
             if entry is not None:
                 rest = [*rest, entry]
-            put_off.work += [(parent, rest)] if rest else []
+            _orphans.pairs += [(parent, rest)]
+            try:
+                del begun._declared
+            except AttributeError:
+                pass  # complete already, or no future
+            else:
+                begun._result, begun._handoff, begun._state = (error, None), None, FAILED
+                _orphans.pairs += [(begun, begun._entries[::-1])]
+                del begun._entries[:]
             if thread is not _NOBODY:
+                while work and work[-1] is not _FLOOR:
+                    _orphans.pairs += [work[-1]]
+                    del work[-1]
                 thread.depth = depth
                 thread.target = None
                 if depth:
                     thread.target = thread.outer[-1]
-                    del thread.outer[-1]
-                    work[:] = [pair for pair in work if pair is not _FLOOR]
+                    del thread.outer[-1], work[-1]
             raise
         except BaseException as error:
             # A signal between two callbacks. The rest must still run: others wait for it.
@@ -889,7 +914,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
     # A callback's traceback keeps the frames from which it was called, with the locals that they
     # had at their end: left in, a failed child and its exception would keep each other alive.
     del parent, entries
-    target = callback = settled = result = None
+    target = callback = settled = result = begun = None
     if thread is not _NOBODY:
         thread.depth = depth
         thread.target = None

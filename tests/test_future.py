@@ -1180,7 +1180,15 @@ def test_a_loop_of_then_async_as_long_as_one_likes_needs_no_stack():
 
 @pytest.mark.timeout(20)
 def test_completing_a_future_with_no_stack_left_puts_its_callbacks_off_and_loses_none():
-    """Within a few frames of the limit they run with the next callback of the thread that fits."""
+    """Within a few frames of the limit they run with the next callback of the thread that fits.
+
+    Only a callback that had begun when the stack ran out may leave its child without an outcome.
+    """
+    begun: set[Future[Any]] = set()
+
+    def callback(parent: Future[int]) -> int:
+        begun.add(parent)
+        return parent.value()
 
     def dive(levels: int, future: Future[int]) -> None:
         if levels:
@@ -1192,14 +1200,16 @@ def test_completing_a_future_with_no_stack_left_puts_its_callbacks_off_and_loses
     torn: list[Future[int]] = []
     for levels in range(limit - 150, limit):
         future: Future[int] = Future()
-        children = [future.then(lambda f: f.value()) for _ in range(2)]
+        child = future.then(callback)
         try:
             dive(levels, future)
         except RecursionError:
             pass
-        torn += [child for child in children if future.done() and not child.done()]
+        if future.done() and not child.done() and future not in begun:
+            torn.append(child)
         completed(1).then(lambda f: f.value())
 
+    assert torn
     assert all(child.done() for child in torn)
 
 

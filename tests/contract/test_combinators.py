@@ -583,6 +583,24 @@ def test_c20_device_values_come_in_order_of_completion_not_of_their_kernels(worl
         assert not held.query()
 
 
+@pytest.mark.needs("counts")
+@pytest.mark.parametrize("name", ["collect_all", "collect_any", "as_completed"])
+def test_c20_collecting_device_values_asks_nothing_of_the_device(world, name):
+    futures = pending(3)
+    collected = COMBINATORS[name](futures) if name != "as_completed" else as_completed(futures)
+    values = [world.array(float(number)) for number in range(3)]
+    before = world.tally()
+    for future, value in zip(futures, values, strict=True):
+        future.set_result(value)
+    if name == "as_completed":
+        assert list(as_completed(futures)) == futures
+    after = world.tally()
+
+    assert collected is not None
+    assert after == before._replace(records=after.records)
+    assert after.records - before.records == len(futures)
+
+
 # -- C20: cancel -----------------------------------------------------------------------------------
 
 

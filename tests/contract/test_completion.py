@@ -903,6 +903,18 @@ def test_c6_declared_devices_alone_are_touched_by_callbacks(world):
     assert not world.touched(0)
 
 
+@pytest.mark.needs("two-devices")
+def test_c6_pinned_memory_touches_only_devices_that_are_in_use(world):
+    with world.on(world.stream(1)):
+        pinned = world.pinned()
+        world.copy(pinned, world.array(5.0, 1))
+        future = Future[Any]()
+        future.set_result(pinned)
+
+    assert world.read_pinned(future.then(lambda done: done.value()).wait()) == 5.0
+    assert not world.touched(0)
+
+
 @pytest.mark.needs("counts")
 def test_c6_a_hand_off_launches_nothing_of_its_own(world):
     future = world.produce()

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import logging
+import signal
 import threading
 import types
 import weakref
@@ -16,6 +17,7 @@ import pytest
 
 import gpufut
 from gpufut import Future
+from tests.contract.signals import interrupt, signal_once_blocked
 from tests.worlds import PATIENCE, until
 
 
@@ -677,6 +679,16 @@ def times_out(future: Future[Any]) -> None:
         future.wait(timeout=0)
 
 
+def is_interrupted(future: Future[Any]) -> None:
+    with signal_once_blocked(signal.SIGINT, interrupt), pytest.raises(KeyboardInterrupt):
+        future.wait()
+
+
+def is_interrupted_within_a_timeout(future: Future[Any]) -> None:
+    with signal_once_blocked(signal.SIGINT, interrupt), pytest.raises(KeyboardInterrupt):
+        future.wait(timeout=PATIENCE)
+
+
 def gives_up_awaiting(future: Future[Any]) -> None:
     async def wait() -> None:
         await future
@@ -711,8 +723,8 @@ def takes_a_callback_back(future: Future[Any]) -> None:
 @pytest.mark.parametrize(
     "leave",
     [
-        times_out, gives_up_awaiting, turns_away_from_as_completed, lets_as_completed_time_out,
-        takes_a_callback_back,
+        times_out, is_interrupted, is_interrupted_within_a_timeout, gives_up_awaiting,
+        turns_away_from_as_completed, lets_as_completed_time_out, takes_a_callback_back,
     ],
 )  # fmt: skip
 def test_c18_whoever_stops_waiting_leaves_nothing_behind(leave):
