@@ -777,19 +777,52 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
     thread = _NOBODY
     work = _NOBODY.work
     depth = 0
-    # What is left of the entries of `parent`, first one last, so that each is taken in no time.
-    rest = _NO_ENTRIES
-    # For the handler below: an entry that was taken and not begun; the target of one that was.
+    # An entry that was taken and has not begun; the target of one that has.
     entry: Entry | None = None
     begun: Any = None
     settled: Future[Any] | None
     interrupt: BaseException | None = None
+    # What is left of the entries of `parent`, first one last, so that each is taken in no time.
+    rest = _NO_ENTRIES
+    if entries:
+        # Take them over. No call until the end of the block: see "Interrupts".
+        entry = entries[0]
+        del entries[0]
+        if entries:
+            rest = entries[::-1]
+            del entries[:]
+        entries = _NO_ENTRIES
+        if entry[0] is _done and rest is _NO_ENTRIES and parent._handoff is None:
+            # One callback and no device work: most futures end here, so it is written out.
+            account = _local.thread
+            depth = account.depth
+            if depth < MAX_NESTING:
+                account.depth = depth + 1
+                callback, entry = entry[2], None
+                try:
+                    callback(parent)
+                except BaseException as error:
+                    _report(parent, error)
+                if account.interrupt is None and (
+                    depth or not (account.deferred or _orphans.pairs)
+                ):
+                    account.depth = depth
+                    del parent, callback  # see the end
+                    return
+                thread = account
+                work = account.work
+                if depth:
+                    account.outer += [account.target]
+                    work += [_FLOOR]
+            else:
+                depth = 0
     while True:
         try:
             settled = None  # something must stand here: see "Interrupts"
             while True:
-                if entries:
-                    # Take them over. No call until the end of the block: see "Interrupts".
+                if entry is not None:
+                    pass  # taken already
+                elif entries:  # as above
                     entry = entries[0]
                     del entries[0]
                     if entries:
@@ -900,13 +933,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
         except BaseException as error:
             # A signal between two callbacks. The rest must still run: others wait for it.
             interrupt = interrupt or error
-            if entry is not None:
-                if rest is _NO_ENTRIES:
-                    rest = [entry]
-                else:
-                    rest += [entry]  # the very list: `work` may know it
-                entry = None
-            elif begun is not None:
+            if entry is None and begun is not None:
                 settled = _interrupted(begun, error)
                 begun = None
                 if settled is not None:
