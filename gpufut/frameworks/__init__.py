@@ -113,7 +113,9 @@ def adapter_of(root: str) -> Adapter | None:
         # None in sys.modules is how programs hide a module.
         if not module or sys.modules.get(sign) is None:
             return None
-        imported: Adapter = import_module(module).ADAPTER
+        imported: Adapter | None = getattr(import_module(module), "ADAPTER", None)
+        if imported is None:  # a signal handler struck while it was being imported, and asks us
+            return None
         adapter = _loaded_adapters.setdefault(root, imported)
     return adapter
 

@@ -92,8 +92,10 @@ def get(type: str) -> Runtime:
                 f"gpufut has no runtime for devices of type {type!r}; "
                 f"it knows: {', '.join(sorted(_MODULES))}"
             )
-        loaded: Runtime = import_module(name).RUNTIME
-        runtime = _loaded.setdefault(type, loaded)
+        imported: Runtime | None = getattr(import_module(name), "RUNTIME", None)
+        if imported is None:  # a signal handler struck while it was being imported, and asks us
+            raise DeviceUnavailableError(f"the runtime for {type!r} is being imported just now")
+        runtime = _loaded.setdefault(type, imported)
     return runtime
 
 
