@@ -1178,8 +1178,12 @@ def _synchronized(parent: Future[Any], child: Future[Any], _: None) -> Future[An
 
     try:
         if not handoff.query():
-            handoff.on_finished(finish)
-            return None
+            try:
+                handoff.on_finished(finish)
+            except RuntimeError:  # no thread is to be had, as at the interpreter's end: wait here
+                handoff.synchronize(None)
+            else:
+                return None
     except Exception as error:  # the device's
         return child if finish(error, run=False) else None
     return child if finish(None, run=False) else None

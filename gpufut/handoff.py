@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gpufut import reactor, runtimes
 from gpufut.arrays import HOST_TESTS, HOST_TYPES, Found, find, mark_opaque
@@ -321,6 +321,15 @@ class Handoff:
             )
 
 
+def _surely(undo: Callable[[Any], object], what: Any) -> None:
+    """Call a function that does nothing the second time, also if a signal strikes on its threshold."""
+    try:
+        undo(what)
+    except BaseException:
+        undo(what)
+        raise
+
+
 class LentStreams:
     """While it is entered, streams of the pool are current on a hand-off's devices.
 
@@ -373,6 +382,6 @@ class LentStreams:
 
     def _take_back(self) -> None:
         try:
-            pop_current(self._undo)
+            _surely(pop_current, self._undo)
         finally:
-            give_back(self._borrowed)
+            _surely(give_back, self._borrowed)

@@ -91,6 +91,7 @@ class _Reactor:
             self._start()
         except BaseException:
             self._permit.append(None)
+            self._watched.remove(watched)
             raise
 
     def _start(self) -> None:

@@ -49,7 +49,12 @@ def held(machine: sim.Machine, device: int = 0) -> tuple[sim.Array, sim.Gate, si
 def run_program(text: str) -> str:
     """What a program of its own prints; it must end well and complain about nothing."""
     done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(text)],
+        [
+            sys.executable,
+            *("-W", "error::ResourceWarning"),
+            *("-W", "ignore:This process:DeprecationWarning"),  # a fork beside threads, 3.12 on
+            *("-c", textwrap.dedent(text)),
+        ],
         capture_output=True,
         text=True,
         timeout=PATIENCE * 2,

@@ -60,7 +60,11 @@ def held_future(machine: sim.Machine) -> tuple[Future[Any], sim.Gate]:
 def run_program(text: str) -> str:
     """What a program of its own prints; it must end well and complain about nothing."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(text)],
+        [
+            sys.executable,
+            *("-W", "ignore:This process:DeprecationWarning"),  # a fork beside threads, 3.12 on
+            *("-c", textwrap.dedent(text)),
+        ],
         capture_output=True,
         text=True,
         timeout=PATIENCE * 2,

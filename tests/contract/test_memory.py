@@ -912,3 +912,17 @@ def test_c18_an_event_that_two_futures_share_is_free_when_both_are_gone(world):
 
     created, free = events(world)
     assert created == free
+
+
+def test_c18_an_event_goes_back_once_and_not_before_its_future_has_gone(world):
+    future = world.produce()
+    world.finish()
+    assert future.query()  # nobody has to wait for the event any more, yet it is the future's
+    created, free = events(world)
+    assert (created, free) == (1, 0)
+    del future
+
+    pair = [world.produce(), world.produce()]
+    created, free = events(world)
+    assert (created, free) == (2, 0), "two futures that live at once have an event each"
+    del pair
