@@ -322,7 +322,7 @@ class Handoff:
 
 
 def _surely(undo: Callable[[Any], object], what: Any) -> None:
-    """Call a function that does nothing the second time, also if a signal strikes on its threshold."""
+    """Call what does nothing the second time; once more if a signal strikes on the way in."""
     try:
         undo(what)
     except BaseException:

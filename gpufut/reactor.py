@@ -90,16 +90,27 @@ class _Reactor:
         try:
             self._start()
         except BaseException:
-            self._permit.append(None)
-            self._watched.remove(watched)
+            if not self._runs():  # else only the way back from starting it was interrupted
+                self._permit.append(None)
+                self._watched.remove(watched)
             raise
 
     def _start(self) -> None:
         # A daemon, because a program may end while a device still works; `stop` sees to it that it
         # does not outlive the interpreter's drivers.
-        thread = threading.Thread(target=self._main, name="gpufut-reactor", daemon=True)
-        self._thread = thread
-        thread.start()
+        before, self._thread = (
+            self._thread,
+            threading.Thread(target=self._main, name="gpufut-reactor", daemon=True),
+        )
+        try:
+            self._thread.start()
+        except BaseException:
+            if not self._runs():
+                self._thread = before
+            raise
+
+    def _runs(self) -> bool:
+        return self._thread is not None and self._thread.ident is not None
 
     def stop(self) -> None:
         """End the thread, unless there is something to watch; it starts again when there is."""

@@ -367,9 +367,10 @@ class Holds:
             return
         try:
             reactor.watch(lambda: self.sweep() == 0, self._unwatch, self._interval)
-        except BaseException:
+        except BaseException as error:
             self._unwatched.append(None)
-            raise
+            if not isinstance(error, RuntimeError):  # no thread to be had, as at the very end
+                raise
 
     def _unwatch(self, error: BaseException | None) -> None:
         self._unwatched.append(None)
