@@ -90,6 +90,8 @@ def collect_any(futures: Iterable[Future[T]]) -> Future[T]:
 def as_completed(futures: Iterable[Future[T]], timeout: float | None = None) -> Iterator[Future[T]]:
     """Yield *futures* in the order in which they complete, each once.
 
+    Those that are complete at the call come first, in the order of the list.
+
     Args:
         futures: gpufut futures; duplicates are yielded once.
         timeout: Host seconds for all of them, from this call; None waits for ever.

@@ -336,7 +336,8 @@ class Future(Generic[T]):
         Args:
             result: The value; device arrays are found in containers and objects of any nesting.
             streams: The streams on which the work was launched, if not the current ones: streams of
-                any framework, anything with ``__cuda_stream__``, or raw handles.
+                any framework, anything with ``__cuda_stream__``, or raw handles. A handle is taken
+                at its word: if it names no stream, the future fails with the driver's error.
             arrays: The device arrays of *result*, named explicitly: nothing else is searched.
 
         Raises:

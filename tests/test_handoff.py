@@ -15,7 +15,16 @@ from typing import Any
 import pytest
 
 import gpufut
-from gpufut import Device, Future, Manager, Stream, get_manager, set_manager, sim
+from gpufut import (
+    Device,
+    DeviceUnavailableError,
+    Future,
+    Manager,
+    Stream,
+    get_manager,
+    set_manager,
+    sim,
+)
 from gpufut.device import parse_devices
 from gpufut.handoff import Handoff, record, resolve_streams
 
@@ -550,3 +559,12 @@ def test_a_forked_child_is_told_what_belongs_to_its_parent_and_keeps_the_rest():
         "stats {}",
         "parent True",
     ]
+
+
+def test_an_array_of_another_machine_fails_its_future(machine):
+    foreign = sim.Machine().plain.empty(2)
+    future: Future[Any] = Future()
+    future.set_result(foreign)
+
+    with pytest.raises(DeviceUnavailableError, match="is of a simulated machine that is not the"):
+        future.wait()

@@ -48,6 +48,16 @@ def reactor_threads() -> list[threading.Thread]:
     return [each for each in threading.enumerate() if each.name == "gpufut-reactor"]
 
 
+@pytest.fixture(autouse=True)
+def _at_most_one_thread() -> None:
+    """Threads that have handed the watching over notice it when there is something to look at."""
+    deadline = time.monotonic() + PATIENCE
+    while len(reactor_threads()) > 1 and time.monotonic() < deadline:
+        told = Told()
+        reactor.watch(lambda: True, told)
+        told.wait()
+
+
 def held_future(machine: sim.Machine) -> tuple[Future[Any], sim.Gate]:
     stream, gate = machine.stream(), machine.gate()
     array = machine.plain.array([1.0])

@@ -600,7 +600,7 @@ def test_a_device_that_is_not_there_has_no_lane(machine):
 
 def test_without_a_machine_there_is_no_simulated_device():
     assert sim.active() is None
-    with pytest.raises(DeviceUnavailableError, match="there is none"):
+    with pytest.raises(DeviceUnavailableError, match="no simulated machine is active"):
         get_manager().lane(FIRST)
 
 

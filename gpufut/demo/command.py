@@ -121,7 +121,7 @@ def run_demo(options: Options) -> int:
         _complain(f"and {len(verdicts.wrong) - MOST_TOLD} more differences")
     names = [photo.name for photo in pictures if photo.name not in verdicts.broken]
     written = _write(output, runs, names, verdicts.rows) if names and output else []
-    if not options.quiet:
+    if names and not options.quiet:
         _tell(
             options=options,
             runs=runs,

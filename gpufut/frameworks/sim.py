@@ -11,6 +11,7 @@ from typing import cast
 
 from gpufut import sim
 from gpufut.device import Device
+from gpufut.errors import DeviceUnavailableError
 from gpufut.frameworks import ArrayType, Framework, Place
 from gpufut.runtimes import StreamHandle
 from gpufut.runtimes.sim import machine
@@ -63,12 +64,21 @@ _TRACKING = SimLibrary("tracking")
 _PLAIN = SimLibrary("plain")
 
 
+def _device_of(array: sim.Array) -> Device:
+    if array.machine is not machine():
+        raise DeviceUnavailableError(
+            f"{array!r} is of a simulated machine that is not the active one: hand it on inside "
+            "its own `with` block"
+        )
+    return Device("sim", array.device)
+
+
 def _locate_tracking(array: sim.TrackingArray) -> Place:
-    return _TRACKING, Device("sim", array.device)
+    return _TRACKING, _device_of(array)
 
 
 def _locate_plain(array: sim.PlainArray) -> Place:
-    return _PLAIN, Device("sim", array.device)
+    return _PLAIN, _device_of(array)
 
 
 def _locate_pinned(array: sim.PinnedArray) -> Place:

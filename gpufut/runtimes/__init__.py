@@ -43,7 +43,11 @@ class Runtime(Protocol):
     type: str
 
     def device_count(self) -> int:
-        """How many devices there are. Creates no context."""
+        """How many devices there are. Creates no context.
+
+        Raises:
+            DeviceUnavailableError: None can be used now, and why.
+        """
 
     def create_stream(self, device: int, priority: int) -> StreamHandle:
         """A new stream, which does not synchronise with default streams and is never destroyed.

@@ -35,8 +35,7 @@ class SimRuntime:
     type = "sim"
 
     def device_count(self) -> int:
-        active = sim.active()
-        return 0 if active is None else active.device_count
+        return machine().device_count
 
     def create_stream(self, device: int, priority: int) -> StreamHandle:
         return machine().stream(device, priority).handle

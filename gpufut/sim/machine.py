@@ -58,6 +58,8 @@ class Machine:
         races: str = "raise",
         gate_timeout: float = 5.0,
     ) -> None:
+        if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+            raise ValueError(f"devices is how many there are, 1 or more; got {devices!r}")
         if races not in ("raise", "collect", "off"):
             raise ValueError(f"races is 'raise', 'collect' or 'off', got {races!r}")
         self.device_count = devices

@@ -127,8 +127,11 @@ class Stream:
         Args:     duration: simulated seconds. name: for messages and the timeline.
         Raises:   RaceError: an access that nothing orders after an earlier one.
                   ValueError: an array of another device or machine.
+                  TypeError: *fn* cannot be called.
         Streams:  runs on this one, after all that was enqueued here before.
         """
+        if not callable(fn):
+            raise TypeError(f"a kernel is a function of NumPy arrays, got {fn!r}")
         self.engine.submit(
             self,
             "kernel",

@@ -261,3 +261,14 @@ def test_the_machine_needs_no_other_room_of_gpufut():
         return set(done.stdout.split())
 
     assert rooms_after("import gpufut.sim") == rooms_after("import gpufut") | {"sim"}
+
+
+@pytest.mark.parametrize("devices", [0, -1, "2", True, 1.5])
+def test_a_machine_has_at_least_one_device(devices):
+    with pytest.raises(ValueError, match="devices is how many there are, 1 or more"):
+        sim.Machine(devices)
+
+
+def test_a_kernel_that_cannot_be_called_is_refused_at_launch(machine):
+    with pytest.raises(TypeError, match="a kernel is a function of NumPy arrays, got 3"):
+        machine.plain.launch(3, writes=[machine.plain.empty(2)])
