@@ -368,9 +368,16 @@ class Future(Generic[T]):
                 raise _already_complete() from None
             self._result = result
             self._state = VALUE
-            if self._entries:
+            entries = self._entries
+            if entries:
                 try:
-                    _run(self, self._entries)
+                    # A blocked thread stands in front, and is woken without a detour.
+                    if entries[0][0] is _wake:
+                        gate = entries[0][1]
+                        del entries[0]  # no call since the line above: see "Interrupts"
+                        gate.release()
+                    if entries:
+                        _run(self, entries)
                 except RecursionError:
                     _orphans.pairs += [(self, self._entries[::-1])]
                     del self._entries[:]

@@ -452,9 +452,10 @@ def test_c13_no_lock_is_held_while_a_callback_runs(world, spawn):
 
 @LATE
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("alone", [False, True], ids=["among others", "alone"])
 @pytest.mark.parametrize("on_device", [False, True], ids=["host value", "device value"])
 def test_c13_a_base_exception_in_a_callback_completes_the_child_then_goes_on_its_way(
-    world, kind, late, on_device
+    world, kind, late, alone, on_device
 ):
     fatal = Fatal()
     before, after = [], []
@@ -475,14 +476,16 @@ def test_c13_a_base_exception_in_a_callback_completes_the_child_then_goes_on_its
         with pytest.raises(Fatal) as raised:
             getattr(parent, kind)(broken)
     else:
-        parent.add_done_callback(before.append)
+        if not alone:
+            parent.add_done_callback(before.append)
         children.append(getattr(parent, kind)(broken))
-        parent.add_done_callback(after.append)
+        if not alone:
+            parent.add_done_callback(after.append)
         with pytest.raises(Fatal) as raised:
             complete()
-        assert (before, after) == ([parent], [parent])
+        assert (before, after) == (([], []) if alone else ([parent], [parent]))
         if kind != "add_done_callback":
-            assert children[0].exception() is fatal
+            assert children[0].exception(timeout=0) is fatal
 
     assert raised.value is fatal
     assert parent.done()
@@ -695,6 +698,18 @@ def test_c14_streams_are_lent_on_declared_devices_too(world):
     for mine, before in zip(inside, outside, strict=True):
         assert len(set(mine.values())) == 1
         assert not set(mine.values()) & set(before.values())
+
+
+def test_c14_a_declared_device_that_is_not_there_does_not_cost_the_others_their_streams(world):
+    user = world.stream()
+    absent = gpufut.Device(world.devices[0].type, 99)
+    seen = []
+    future = Future[Any](devices=[absent, world.devices[0]])
+    future.add_done_callback(lambda done: seen.append(world.current()))
+    with world.on(user):
+        world.produce(stream=user, into=future)
+
+    assert world.is_pool_stream(*set(seen[0].values()), user)
 
 
 @pytest.mark.needs("two-devices")

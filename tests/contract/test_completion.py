@@ -682,9 +682,42 @@ class ClassThatLies:
         raise RuntimeError("who wants to know?")
 
 
-@pytest.mark.parametrize(
-    "kind", [RaisingInterface, MalformedInterface, RaisingEverywhere, ClassThatLies]
-)
+class MetaWithoutHash(type):
+    __hash__ = None  # type: ignore[assignment]  # because a class may be like that
+
+
+class ClassWithoutHash(metaclass=MetaWithoutHash):
+    pass
+
+
+class ListThatCannotBeRead(list[object]):
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]  # because an object may be like that
+        raise RuntimeError("closed")
+
+
+class Unsearchable:
+    """A registered container whose function raises."""
+
+
+def raises(container: object) -> Any:
+    raise RuntimeError(f"cannot look into {container!r}")
+
+
+gpufut.register_container(Unsearchable, raises)
+
+AWKWARD = [
+    RaisingInterface,
+    MalformedInterface,
+    RaisingEverywhere,
+    ClassThatLies,
+    ClassWithoutHash,
+    ListThatCannotBeRead,
+    Unsearchable,
+]
+
+
+@pytest.mark.parametrize("kind", AWKWARD)
 def test_c3_an_object_that_raises_when_looked_at_never_keeps_a_future_from_completing(world, kind):
     awkward = kind()
     future, nested = Future[Any](), Future[Any]()
@@ -750,9 +783,10 @@ def test_c3_a_value_without_arrays_is_fine_whatever_was_declared(world):
     assert future.query()
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu", "cpu:0"])
 def test_c3_a_device_without_an_index_is_refused(device):
-    with pytest.raises(ValueError, match=f"^Expected devices to have indices, got {device}"):
+    kind = device.partition(":")[0]
+    with pytest.raises(ValueError, match=f"^Expected devices to have indices, got {kind}"):
         Future[None](devices=[device])
 
 

@@ -361,10 +361,31 @@ def test_c17_what_is_held_for_a_device_that_failed_goes_too(world):
         by_wait(world, future, consumer, gate)
         del future
         world.fail(0)
+        for _ in range(10):
+            world.fail_next("record", Unhappy("the driver says no"))
         gpufut.get_manager().sweep()
         gpufut.get_manager().sweep()
 
     assert all_gone(owners)
+
+
+@pytest.mark.needs("faults")
+def test_c17_memory_is_kept_when_the_consumers_stream_cannot_be_marked_at_once(world):
+    producer, consumer = world.stream(), world.stream()
+    future = world.produce(7.0, stream=producer)
+    places = world.places(future.value())
+    with world.closed_gate() as gate:
+        result = by_wait(world, future, consumer, gate)
+        world.fail_next("record", Unhappy("not now"))
+        world.fail_next("record", Unhappy("not now either"))
+        del future
+        for _ in range(3):
+            gpufut.get_manager().sweep()
+            with world.on(producer):
+                assert not set(world.places(world.array(-1.0))) & set(places)
+        gate.open()
+        with world.on(consumer):
+            assert world.read(result) == 8.0
 
 
 def test_c17_memory_dies_with_the_future_if_nobody_consumed_it(world):
@@ -619,6 +640,21 @@ def test_c18_no_cycle_after_a_deadlock_was_found():
         apart(complete, [1, "set_result", parent])
         assert isinstance(box[0].exception(), gpufut.DeadlockError)
         return [weakref.ref(parent), weakref.ref(box.pop())]
+
+    assert all_gone(make())
+
+
+@pytest.mark.parametrize("how", ["wait", "exception", "synchronize"])
+def test_c18_no_cycle_after_a_callback_that_ran_inside_a_wait_raised(how):
+    def make() -> list[Any]:
+        box: list[Future[Any]] = []
+        parent = Future[int]()
+        box.append(parent.then(lambda done: getattr(box[1], how)()))  # runs the one behind it
+        box.append(parent.then(Raising()))
+        apart(complete, [1, "set_result", parent])
+        refs = [weakref.ref(each) for each in (parent, *box)]
+        box.clear()
+        return refs
 
     assert all_gone(make())
 

@@ -263,6 +263,7 @@ with machine.plain.stream(stream):
     device = Future()
     device.set_result(machine.plain.array([1.0, 2.0]))
 host = Future(); host.set_result(5)
+declared = Future(devices=["sim:0"]); declared.set_result(6)
 pending = Future()
 """
 
@@ -273,6 +274,7 @@ def test_c21_in_a_forked_child_host_futures_work_and_device_futures_say_what_is_
         + """
 def child():
     assert host.wait() == 5 and host.query() and host.synchronize() == 5
+    assert declared.wait() == 6 and declared.query() and declared.synchronize() == 6
     following = pending.then(lambda f: f.value() + 1)
     pending.set_result(1)
     assert following.wait() == 2

@@ -335,10 +335,11 @@ def test_c8_a_raw_handle_for_a_value_on_two_devices_is_refused(world):
 
 @pytest.mark.parametrize("wrong", ["stream", 1.5, object(), True])
 def test_c8_what_is_no_stream_is_refused(world, wrong):
-    future = world.produce()
-
-    with pytest.raises(TypeError, match="stream"):
-        future.wait(stream=wrong)
+    on_host = Future[int]()
+    on_host.set_result(1)
+    for future in (world.produce(), on_host):
+        with pytest.raises(TypeError, match="stream"):
+            future.wait(stream=wrong)
 
 
 def test_c8_gpufuts_own_current_stream_waits(world):
@@ -354,6 +355,21 @@ def test_c8_gpufuts_own_current_stream_waits(world):
                 future.wait()
 
         assert not world.idle(stream)
+
+
+def test_c8_gpufuts_own_current_stream_is_that_of_the_calling_thread(world, spawn):
+    stream = world.stream()
+    with world.closed_gate() as gate:
+        future = world.produce(behind=gate)
+
+        def elsewhere() -> gpufut.Stream:
+            future.wait()
+            return gpufut.current_stream(world.devices[0])
+
+        with gpufut.stream(stream):
+            assert spawn(elsewhere).result() != world.named(stream)
+
+        assert world.idle(stream)
 
 
 def test_c8_a_timeout_is_about_completion_and_not_about_the_kernels(world):
@@ -441,8 +457,11 @@ def test_c9_an_exception_object_of_many_futures_carries_each_ones_own_traceback(
     shared.__traceback__ = None
     other.set_exception(raised_by(second_place))
 
-    for _ in range(3):
-        mine, its = frames(raised_by(one.wait)), frames(raised_by(other.wait))
+    for how in ("wait", "exception", "value", "exception", "synchronize"):
+        if how == "exception":
+            mine, its = (frames(each.exception() or Unhappy()) for each in (one, other))
+        else:
+            mine, its = (frames(raised_by(getattr(each, how))) for each in (one, other))
         assert "first_place" in mine
         assert "second_place" not in mine
         assert "second_place" in its
@@ -836,6 +855,31 @@ def test_c11_a_callback_of_synchronized_that_raises_does_not_stop_the_watching(w
         second.wait(timeout=PATIENCE)
 
 
+class Fatal(BaseException):
+    """As KeyboardInterrupt, but nobody else raises it."""
+
+
+def test_c11_a_callback_of_synchronized_that_raises_a_base_exception_does_not_stop_it_either(
+    world, monkeypatch
+):
+    seen: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: seen.append(arguments.exc_type))
+
+    def broken(done: Future[Any]) -> None:
+        raise Fatal
+
+    with world.closed_gate() as gate:
+        child = world.produce(behind=gate).synchronized().then(broken)
+        second = world.produce(behind=gate).synchronized()
+        gate.open()
+
+        with pytest.raises(Fatal):
+            child.wait(timeout=PATIENCE)
+        second.wait(timeout=PATIENCE)
+        world.produce(2.0).synchronized().wait(timeout=PATIENCE)
+    until(lambda: seen == [Fatal], "the report")
+
+
 @pytest.mark.needs("faults")
 def test_c11_a_failed_device_reaches_who_asks_waits_and_awaits(world):
     with world.closed_gate() as gate:
@@ -954,6 +998,24 @@ def test_c11_cancelling_a_task_does_not_cancel_the_future():
     assert not future.done()
     future.set_result(1)
     assert future.wait() == 1
+
+
+def test_c11_a_task_that_is_cancelled_while_its_wake_up_is_on_the_way_disturbs_nobody():
+    complaints: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+        future = Future[int]()
+        task = asyncio.create_task(result_of(future))
+        await asyncio.sleep(0)
+        future.set_result(1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    awaited(main())
+
+    assert complaints == []
 
 
 def test_c11_completing_after_the_loop_was_closed_disturbs_nobody():
