@@ -248,16 +248,19 @@ class Future(Generic[T]):
             TimeoutError: Not complete in time.
             CancelledError: The future was cancelled.
         """
-        if timeout is not None or self._state == PENDING:
-            deadline = deadline_after(timeout)
-            if self._state == PENDING:
-                self._block(deadline)
-        if self._state == FAILED:
-            error, traceback = self._result
-            return cast(BaseException, error.with_traceback(traceback))
-        if self._state == CANCELLED:
-            raise CancelledError("the future was cancelled")
-        return None
+        try:
+            if timeout is not None or self._state == PENDING:
+                deadline = deadline_after(timeout)
+                if self._state == PENDING:
+                    self._block(deadline)
+            if self._state == FAILED:
+                error, traceback = self._result
+                return cast(BaseException, error.with_traceback(traceback))
+            if self._state == CANCELLED:
+                raise CancelledError("the future was cancelled")
+            return None
+        finally:
+            del self  # see `value`
 
     def synchronize(self, timeout: float | None = None) -> T:
         """Block the host until the future is complete and its device work has finished.
@@ -1006,21 +1009,27 @@ def _help(thread: _Thread, future: Future[Any]) -> None:
 
     For a thread that is about to wait, inside a callback: perhaps it waits for itself.
     """
-    while future._state == PENDING:
-        if len(thread.outer) > MOST_HELP and not _follows(future, _put_off(thread)):
-            return  # each help is a few frames deeper, and it may well come from elsewhere
-        put_off = (*reversed(thread.work), *thread.deferred)
-        parent, entries = next((each for each in put_off if each[1]), (None, []))
-        if parent is None:
-            return
-        entry = entries[-1]
-        del entries[-1]  # no call since the line above: see "Interrupts"
-        depth, thread.depth = thread.depth, 1  # nested as deep as it may be: it cannot be put off
-        try:
-            _run(parent, [entry])
-        finally:
-            thread.depth = depth
-            del parent, entry, entries, put_off  # see the end of `_run`
+    try:
+        while future._state == PENDING:
+            if len(thread.outer) > MOST_HELP and not _follows(future, _put_off(thread)):
+                return  # each help is a few frames deeper, and it may well come from elsewhere
+            put_off = (*reversed(thread.work), *thread.deferred)
+            parent, entries = next((each for each in put_off if each[1]), (None, []))
+            if parent is None:
+                return
+            entry = entries[-1]
+            del entries[-1]  # no call since the line above: see "Interrupts"
+            depth, thread.depth = (
+                thread.depth,
+                1,
+            )  # nested as deep as it may be: it cannot be put off
+            try:
+                _run(parent, [entry])
+            finally:
+                thread.depth = depth
+                del parent, entry, entries, put_off  # see the end of `_run`
+    finally:
+        del future  # see the end of `_run`
 
 
 # What is to be done with an entry. All return the future that they completed, and whose entries are
