@@ -254,8 +254,7 @@ class Future(Generic[T]):
                 if self._state == PENDING:
                     self._block(deadline)
             if self._state == FAILED:
-                error, traceback = self._result
-                return cast(BaseException, error.with_traceback(traceback))
+                return self._error()
             if self._state == CANCELLED:
                 raise CancelledError("the future was cancelled")
             return None
@@ -706,6 +705,14 @@ class Future(Generic[T]):
                 del self  # see `value`
         return cast(T, self._result)
 
+    def _error(self) -> BaseException:
+        """The exception, with this future's own traceback."""
+        error, traceback = cast("tuple[BaseException, TracebackType | None]", self._result)
+        try:
+            return error.with_traceback(traceback)
+        finally:
+            del error, traceback, self  # see `value`
+
     def _raise(self) -> NoReturn:
         """Raise the stored exception as it was stored.
 
@@ -714,11 +721,10 @@ class Future(Generic[T]):
         """
         if self._state == CANCELLED:
             raise CancelledError("the future was cancelled")
-        error, traceback = cast("tuple[BaseException, TracebackType | None]", self._result)
         try:
-            raise error.with_traceback(traceback)
+            raise self._error()
         finally:
-            del error, traceback, self  # see `value`
+            del self  # see `value`
 
 
 mark_opaque(Future)  # another future's outcome is not part of this one's value
