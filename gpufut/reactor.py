@@ -11,10 +11,9 @@ import atexit
 import sys
 import threading
 import time
-from _thread import get_ident
+from _thread import allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import Final
 
 from gpufut import runtimes
@@ -76,7 +75,11 @@ class _Reactor:
 
     def __init__(self) -> None:
         self._watched: deque[_Watched] = deque()
-        self._bell: SimpleQueue[bool] = SimpleQueue()  # True: there is something new; False: stop
+        # Released to ring: there is something new, or `_stopping` was set. A lock, because waiting
+        # for a queue.SimpleQueue with a timeout can, in CPython 3.11, last for ever.
+        self._bell = allocate_lock()
+        self._bell.acquire()
+        self._stopping = False
         self._permit = deque([None])  # taken by whoever starts the first thread
         self._thread: threading.Thread | None = None
 
@@ -85,7 +88,7 @@ class _Reactor:
         try:
             del self._permit[0]
         except IndexError:
-            self._bell.put(True)
+            self._ring()
             return
         try:
             self._start()
@@ -116,8 +119,15 @@ class _Reactor:
         """End the thread, unless there is something to watch; it starts again when there is."""
         thread = self._thread
         if thread is not None and not self._watched and thread is not threading.current_thread():
-            self._bell.put(False)
+            self._stopping = True
+            self._ring()
             thread.join(1.0)
+
+    def _ring(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # it rings already
 
     def hand_over(self) -> None:
         """Let another thread do the watching if this one, a callback's, is about to block."""
@@ -134,15 +144,15 @@ class _Reactor:
         me = threading.current_thread()
         pause = _SHORTEST
         while True:
-            try:
-                if self._bell.get(timeout=pause if self._watched else None):
-                    pause = _SHORTEST
-                elif not self._watched:
+            if not self._bell.acquire(True, pause if self._watched else -1):
+                pause = min(pause * 1.25, _LONGEST)
+            else:
+                pause = _SHORTEST
+                if self._stopping and not self._watched:
+                    self._stopping = False
                     self._permit.append(None)
                     if not (self._watched and self._resume()):
                         return
-            except Empty:
-                pause = min(pause * 1.25, _LONGEST)
             for _ in range(len(self._watched)):
                 watched = self._watched.popleft()
                 if watched.look():

@@ -226,7 +226,8 @@ def test_c21_futures_may_be_used_from_finalizers_at_any_point(world):
 # -- C21: forked children --------------------------------------------------------------------------
 
 FORKING = """
-import asyncio, os, sys
+import asyncio, os, sys, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 import numpy as np
 import gpufut
 from gpufut import ForkError, Future, collect_all, sim, wait_all
