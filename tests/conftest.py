@@ -1,4 +1,4 @@
-"""The devices that tests run on, and helpers for threads and programs.
+"""The devices that tests run on, and what tests need for threads and programs of their own.
 
 ``--device sim`` chooses a type of device (default: all that are present), ``--seed 7`` the seed of
 the random schedules. The id of a test says both, so that a failure can be run again alone.
