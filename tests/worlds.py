@@ -610,7 +610,7 @@ def until_blocked(thread: threading.Thread) -> None:
 
     def is_still() -> bool:
         frame = sys._current_frames().get(thread.ident or 0)
-        seen.append(None if frame is None else (id(frame), frame.f_lasti))
+        seen.append(None if frame is None else (frame.f_code, frame.f_lasti))
         return len(seen) > 20 and frame is not None and len(set(seen[-20:])) == 1
 
     until(is_still, "the blocking of the thread")
