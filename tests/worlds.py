@@ -11,6 +11,7 @@ tuple with one of each if there are more. Tests hand them around without looking
 from __future__ import annotations
 
 import abc
+import gc
 import itertools
 import math
 import sys
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -609,8 +610,20 @@ def until_blocked(thread: threading.Thread) -> None:
     seen: list[object] = []
 
     def is_still() -> bool:
-        frame = sys._current_frames().get(thread.ident or 0)
+        frame = _frame_of(thread)
         seen.append(None if frame is None else (frame.f_code, frame.f_lasti))
         return len(seen) > 20 and frame is not None and len(set(seen[-20:])) == 1
 
     until(is_still, "the blocking of the thread")
+
+
+def _frame_of(thread: threading.Thread) -> FrameType | None:
+    # CPython 3.11 collects the frames under a lock that every starting and ending thread wants. A
+    # garbage collection meanwhile may run a finalizer, which lets such a thread run: a deadlock.
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread.ident or 0)
+    finally:
+        if collected:
+            gc.enable()
