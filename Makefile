@@ -10,12 +10,13 @@ T ?=
 DEVICE ?=
 ARGS ?=
 
-# Exactly this one: an open range may bring gigabytes of CUDA libraries to a machine without a GPU.
-TORCH := torch==2.13.0
+# Exactly these: an open range of torch may bring gigabytes of CUDA libraries to a machine without a
+# GPU. All of them can be imported without one; Numba's kernels then run in its CUDA simulator.
+FRAMEWORKS := torch==2.13.0 cupy-cuda13x==14.2.0 numba-cuda==0.30.4 nvidia-ml-py==13.615.71
 
 # A stamp says "installed, from the pyproject.toml that was current then".
 BASE := $(VENV)/.base-installed
-WITH_TORCH := $(VENV)/.torch-installed
+WITH_FRAMEWORKS := $(VENV)/.frameworks-installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -24,9 +25,9 @@ WITH_TORCH := $(VENV)/.torch-installed
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(BASE) $(WITH_TORCH)  ## create .venv with all that development needs, torch included
+venv: $(BASE) $(WITH_FRAMEWORKS)  ## create .venv with all that development needs, the frameworks included
 
-test: $(BASE) $(WITH_TORCH)  ## run every test, the examples in docstrings and README included
+test: $(BASE) $(WITH_FRAMEWORKS)  ## run every test, the examples in docstrings and README included
 	$(BIN)/python -m pytest $(if $(DEVICE),--device $(DEVICE)) $(ARGS) $(T)
 
 lint: $(BASE)  ## check style, types and the rule who may import whom
@@ -42,9 +43,9 @@ format: $(BASE)  ## mend what ruff can mend by itself
 	$(BIN)/ruff format .
 
 demo: $(BASE)  ## photographs through four stages; writes gpufut-demo/timeline.html and a contact sheet
-	$(BIN)/gpufut demo $(ARGS)
+	$(BIN)/python -m gpufut demo $(ARGS)
 
-bench: $(BASE) $(WITH_TORCH)  ## measure the host side against torch.futures and others
+bench: $(BASE) $(WITH_FRAMEWORKS)  ## measure the host side against torch.futures and others
 	$(BIN)/python -m bench.host --json bench/results/host.json $(ARGS)
 
 clean:  ## remove .venv and everything that was made
@@ -59,7 +60,7 @@ $(BASE): pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-$(WITH_TORCH): $(BASE)
-	@echo "installing $(TORCH) into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+$(WITH_FRAMEWORKS): $(BASE)
+	@echo "installing $(FRAMEWORKS) into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FRAMEWORKS)
 	@touch $@

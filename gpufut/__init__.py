@@ -13,6 +13,7 @@ from gpufut.combinators import as_completed, collect_all, collect_any, wait_all
 from gpufut.device import Device
 from gpufut.errors import (
     CancelledError,
+    CaptureError,
     DeadlockError,
     DeviceUnavailableError,
     ForkError,
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CancelledError",
+    "CaptureError",
     "DeadlockError",
     "Device",
     "DeviceUnavailableError",

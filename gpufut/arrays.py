@@ -87,7 +87,7 @@ def find(value: object) -> list[Found]:
                     continue
                 children = _children.get(kind)
                 if children is None:
-                    _learn(kind)
+                    _learn(kind, item)
                     todo.append((item,))
                     continue
                 seen[key] = item
@@ -145,8 +145,8 @@ def _forget_types() -> None:
     HOST_TYPES.intersection_update(_ALWAYS_HOST)
 
 
-def _learn(kind: type) -> None:
-    """Decide what to do with instances of *kind*."""
+def _learn(kind: type, instance: object) -> None:
+    """Decide what to do with instances of *kind*, of which *instance* is one."""
     if len(_children) + len(HOST_TESTS) + len(HOST_TYPES) > _MOST_TYPES:
         _forget_types()
     for base in mro_of(kind):
@@ -156,7 +156,7 @@ def _learn(kind: type) -> None:
             else:
                 _children[kind] = partial(_as_list, _registered[base])
             return
-    array_type = array_type_of(kind)
+    array_type = array_type_of(kind, _attributes(kind, instance))
     if array_type is not None:
         _locate[kind] = array_type.locate  # first: whoever finds the test expects it
         HOST_TESTS[kind] = array_type.on_host
@@ -183,7 +183,7 @@ def _children_of(kind: type) -> Children | None:
     mro = mro_of(kind)
     parts: list[Children] = [children for base, children in _BASES.items() if base in mro]
     if numpy is not None and numpy.ndarray in mro:
-        parts.append(_objects_in_ndarray)
+        parts.append(partial(_inside_ndarray, numpy.ndarray))
     slots = [
         member
         for base in mro
@@ -193,11 +193,9 @@ def _children_of(kind: type) -> Children | None:
     ]
     if slots:
         parts.append(partial(_slot_values, slots))
-    for base in mro:
-        attributes = vars(base).get("__dict__")
-        if isinstance(attributes, _DICT_DESCRIPTORS):  # the real one, not a property
-            parts.append(partial(_attribute_values, attributes))
-            break
+    attributes = _attributes_descriptor(kind)
+    if attributes is not None:
+        parts.append(partial(_attribute_values, attributes))
     if not parts:
         return None
     if len(parts) == 1:
@@ -236,6 +234,22 @@ def _slot_values(slots: list[Any], item: object) -> list[Any]:
 
 # What a class's `__dict__` is if nobody has overridden it; the second, of C types.
 _DICT_DESCRIPTORS: Final = (types.GetSetDescriptorType, types.MemberDescriptorType)
+
+
+def _attributes_descriptor(kind: type) -> Any:
+    """What reads the attributes of instances of *kind*; None if they have none."""
+    for base in mro_of(kind):
+        attributes = vars(base).get("__dict__")
+        if isinstance(attributes, _DICT_DESCRIPTORS):  # the real one, not a property
+            return attributes
+    return None
+
+
+def _attributes(kind: type, instance: object) -> dict[str, Any]:
+    try:
+        return dict(_attributes_descriptor(kind).__get__(instance))
+    except Exception:  # there are none, or the class does not want to be looked at
+        return {}
 
 
 def _attribute_values(attributes: Any, item: object) -> list[Any]:
@@ -292,9 +306,23 @@ def _exception_arguments(item: BaseException) -> tuple[Any, ...]:
     return args
 
 
-def _objects_in_ndarray(item: Any) -> Iterable[Any]:
-    items: Iterable[Any] = item.ravel().tolist() if item.dtype.hasobject else ()
-    return items
+def _inside_ndarray(ndarray: Any, item: Any) -> Iterable[Any]:
+    """The objects in a NumPy array of objects; else what owns its memory, if that is not itself.
+
+    Page-locked memory, which a device may be filling, comes as NumPy arrays too; its owner tells.
+    """
+    if item.dtype.hasobject:
+        objects: Iterable[Any] = item.ravel().tolist()
+        return objects
+    owner = item.base
+    while owner is not None:
+        if isinstance(owner, ndarray):
+            owner = owner.base
+        elif type(owner) is memoryview:
+            owner = owner.obj
+        else:
+            return (owner,)
+    return ()
 
 
 def _objects_in_record(item: Any) -> Iterable[Any]:

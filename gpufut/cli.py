@@ -1,4 +1,4 @@
-"""The command line: ``gpufut demo``. Each command imports what it needs when it is called."""
+"""The command line: ``gpufut demo | doctor``. Each command imports what it needs when called."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, dest="name", metavar="COMMAND")
     _add_demo(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -115,6 +116,62 @@ def _demo(options: argparse.Namespace) -> int:
             quiet=options.quiet,
         )
     )
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="what gpufut sees on this machine, and whether hand-offs work",
+        description=(
+            "List the devices, the driver, the array libraries and whose events serve them, what "
+            "is missing and what is in the way; then hand an array from one stream to another on "
+            "the simulated device. Real devices are looked at without creating a context. With "
+            "--check, hand-offs are tried on them too, which does create one: for each device and "
+            "library in a process of its own, so that a broken driver cannot stop the doctor."
+        ),
+        epilog="Exit code: 0 hand-offs work wherever they were checked, also where there is no "
+        "GPU; 1 one failed, or a device to be checked is not there; 2 wrong arguments. The keys "
+        "of --json are the fields of gpufut.doctor.facts.Report; the number under 'schema' changes "
+        "when one of them goes away or changes its meaning.",
+    )
+    doctor.add_argument(
+        "--check",
+        nargs="*",
+        type=_device,
+        metavar="DEVICE",
+        help="try hand-offs on these devices, as in --check cuda:0; without a name, on all",
+    )
+    doctor.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        default=60.0,
+        help="give up looking around, and each hand-off, after so long (default: 60)",
+    )
+    doctor.add_argument("--json", action="store_true", help="print the same as JSON")
+    doctor.set_defaults(command=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from gpufut.doctor.command import Options, run_doctor
+
+    return run_doctor(Options(check=options.check, timeout=options.timeout, json=options.json))
+
+
+def _device(text: str) -> str:
+    from gpufut.device import parse_device
+
+    try:
+        return str(parse_device(int(text) if text.isdecimal() else text, "cuda"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return seconds
 
 
 def _side(text: str) -> int:

@@ -6,6 +6,7 @@
     ├── GpufutError
     │   ├── InvalidStateError     (also a RuntimeError)   completed twice, or asked too early
     │   ├── CancelledError                                the future was cancelled
+    │   ├── CaptureError          (also a RuntimeError)   what a CUDA graph's capture forbids
     │   ├── DeadlockError         (also a RuntimeError)   a wait that could never end
     │   ├── ForkError             (also a RuntimeError)   device state of the parent process
     │   └── DeviceUnavailableError (also a RuntimeError)  no such device, or no runtime for it
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 __all__ = [
     "CancelledError",
+    "CaptureError",
     "DeadlockError",
     "DeviceUnavailableError",
     "ForkError",
@@ -44,6 +46,14 @@ class CancelledError(GpufutError):
 
     An `Exception`, as in `concurrent.futures` and unlike asyncio's, so that a callback's ordinary
     error handling sees it.
+    """
+
+
+class CaptureError(GpufutError, RuntimeError):
+    """The rules of capturing a stream into a graph forbid it. The capture goes on undisturbed.
+
+    Between the work that is being captured and the work outside there is no order: a graph runs
+    when it is launched, as often as it is launched. See "Graph capture" in the CUDA guide.
     """
 
 

@@ -46,6 +46,7 @@ from collections.abc import Callable, Generator, Iterable
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 
+from gpufut.copies import to_device, to_host
 from gpufut.errors import CancelledError, DeadlockError, InvalidStateError
 from gpufut.handoff import (
     HOST_TESTS,
@@ -510,6 +511,86 @@ class Future(Generic[T]):
             _run_late(self, entry)
         finally:
             del self, entry, callback  # see the end of `_run`
+
+    def to_host(self) -> Future[T]:
+        """A future of the value with its device arrays copied to host memory.
+
+        The copies are launched as by `then`, on streams of the pool, into pinned memory where the
+        arrays' library has it: ``wait()`` and ``await`` on the new future return when they have
+        landed, so what they return can be read.
+
+        torch tensors become tensors, all others NumPy arrays. Lists, tuples, dictionaries, sets and
+        dataclasses are made anew; all else in the value stays the same object.
+
+        Raises (from the new future):
+            TypeError: An array is inside an object that cannot be made anew.
+            What this future raises, and the device's errors.
+        """
+        child: Future[T] = Future()
+        self._notify((_copy, child, _TO_HOST))
+        return child
+
+    def to(self, device: object) -> Future[T]:
+        """A future of the value with its arrays copied to a device.
+
+        The copies are launched as by `then`, on streams of the pool of every device that takes
+        part. Arrays that are on the device already stay as they are, and come without a copy;
+        device arrays of other devices, pinned arrays and torch tensors in host memory are copied.
+        Containers are treated as by `to_host`.
+
+        Args:
+            device: A device however its framework writes it.
+
+        Raises:
+            TypeError, ValueError: *device* is no device, or has no index.
+
+        Raises (from the new future):
+            TypeError: An array is inside an object that cannot be made anew, or there is none that
+                could be copied.
+            DeviceUnavailableError: There is no such device.
+            What this future raises, and the device's errors.
+        """
+        (target,) = declare([device])
+        child: Future[T] = Future()
+        self._notify((_copy, child, (target,)))
+        return child
+
+    def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
+        """Hand over the array that is the value: ``torch.from_dlpack(fut)``, ``cupy.from_dlpack``.
+
+        Waits on the host until the future is complete; the consumer's stream waits for the value's
+        work, as the DLPack protocol wants it: https://dmlc.github.io/dlpack/latest/python_spec.html
+
+        Args:
+            stream: The consumer's stream: a raw handle, 1 for CUDA's legacy default stream, 2 for
+                the calling thread's; None means the legacy one; -1 means that nothing shall wait.
+            options: Passed on to the array.
+
+        Raises:
+            AttributeError: The value does not speak DLPack.
+            What `wait` raises.
+        """
+        try:
+            array: Any = self.result() if self._state == PENDING else self.value()
+            handoff = self._handoff
+            if self._state != FENCED or handoff is None:
+                return array.__dlpack__(stream=stream, **options)
+            if stream != -1:
+                handoff.wait_on(1 if stream is None else stream)
+                if handoff.holds_pinned:
+                    _synchronize(handoff, None)
+            return array.__dlpack__(stream=-1, **options)  # it is in order already
+        finally:
+            del self  # see `value`
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """DLPack's type and index of the value's device. Waits until the future is complete."""
+        try:
+            array: Any = self.result() if self._state == PENDING else self.value()
+            place: tuple[int, int] = array.__dlpack_device__()
+            return place
+        finally:
+            del self  # see `value`
 
     def remove_done_callback(self, callback: Callable[[Future[T]], object]) -> int:
         """Take back every registration of *callback* by `add_done_callback` that has not begun.
@@ -1086,6 +1167,26 @@ def _adopt(parent: Future[Any], child: Future[Any], _: None) -> Future[Any] | No
     return child if child._settle_like(parent) else None
 
 
+_TO_HOST: Final[tuple[Any, ...]] = ()
+
+
+def _copy(parent: Future[Any], child: Future[Any], devices: tuple[Any, ...]) -> Future[Any] | None:
+    """Complete *child* with a copy of the value: on the device, if there is one, or on the host."""
+    handoff = parent._handoff
+    try:
+        if parent._state not in (VALUE, FENCED) or (devices is _TO_HOST and handoff is None):
+            return child if child._settle_like(parent) else None
+        with (handoff or lend_only(())).lend_streams(devices) as lent:
+            value = parent._result
+            copy = to_host(value) if devices is _TO_HOST else to_device(value, *devices)
+            # The copies are on these streams and no others, which pinned memory could not tell.
+            return child if child._settle_value(copy, lent) else None
+    except BaseException as error:
+        return _fail(parent, child, error)
+    finally:
+        del child  # see the end of `_run`
+
+
 def _done(parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]) -> None:
     try:
         with cast(Handoff, parent._handoff).lend_streams():
@@ -1231,7 +1332,7 @@ def _fail(parent: Future[Any], child: Future[Any], error: BaseException) -> Futu
     return child
 
 
-_FOLLOWING: Final = frozenset({_then, _then_async, _adopt, _synchronized})
+_FOLLOWING: Final = frozenset({_then, _then_async, _adopt, _synchronized, _copy})
 
 
 def _interrupted(target: object, error: BaseException) -> Future[Any] | None:

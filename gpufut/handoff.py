@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from gpufut import reactor, runtimes
 from gpufut.arrays import HOST_TESTS, HOST_TYPES, Found, find, mark_opaque
 from gpufut.device import Device, parse_devices
-from gpufut.errors import DeviceUnavailableError, ForkError
+from gpufut.errors import CaptureError, DeviceUnavailableError, ForkError
 from gpufut.frameworks import Framework, loaded
 from gpufut.reactor import before_blocking
 from gpufut.runtimes import EventHandle, StreamHandle
@@ -47,12 +47,19 @@ __all__ = [
 
 
 class Mark(NamedTuple):
-    """A point on a stream: *event* was recorded on *handle*, on the lane's device."""
+    """A point on a stream: *event* was recorded on *handle*, on the lane's device.
+
+    If the stream was being captured into a graph, *capture* says which; else it is None.
+    """
 
     lane: Lane
     handle: StreamHandle
     event: EventHandle
+    capture: int | None
 
+
+# A stream that shall wait.
+_Target = tuple[Lane, StreamHandle]
 
 # On the way into a Handoff: which streams of a lane to record on, in order and without duplicates.
 _Targets = dict[Lane, dict[StreamHandle, None]]
@@ -130,7 +137,7 @@ def record(
         targets.setdefault(manager.lane(stream.device), {})[stream.handle] = None
     covered = {stream.device for stream in named}
     holds_pinned = False
-    for framework, device, _ in found:
+    for framework, device, array in found:
         if device is None:
             holds_pinned = True
             if named:
@@ -141,21 +148,32 @@ def record(
                     _aim(targets, manager.lane(Device(other.device_type, index)), other)
         elif device not in covered:
             _aim(targets, manager.lane(device), framework)
+            if framework.exports_streams:
+                exported = framework.exported_stream(array)
+                if exported is not None:
+                    targets[manager.lane(device)][exported] = None
     involved = (*involved, *(lane.device for lane in targets))
     handoff = Handoff(found, tuple(dict.fromkeys(involved)), declared or (), holds_pinned)
     for lane, handles in targets.items():
         for handle in handles:
-            handoff.marks.append(Mark(lane, handle, lane.events.record(handle)))
+            handoff.mark(lane, handle)
+    if holds_pinned:
+        handoff.keep_pinned()
     return handoff
 
 
-def lend_only(declared: tuple[Device, ...]) -> Handoff | None:
+def lend_only(declared: tuple[Device, ...]) -> Handoff:
     """For an outcome without device work whose callbacks get streams on declared devices."""
     return Handoff([], (), declared, False)
 
 
 def _aim(targets: _Targets, lane: Lane, framework: Framework) -> None:
-    targets.setdefault(lane, {})[framework.current_stream(lane.device.index)] = None
+    handle = framework.current_stream(lane.device.index)
+    handles = targets.setdefault(lane, {})
+    if handle is not None:
+        handles[handle] = None
+    else:
+        handles.update(dict.fromkeys(current_handles(lane.device)))
 
 
 def _check_declared(devices: tuple[Device, ...], declared: tuple[Device, ...]) -> None:
@@ -185,11 +203,17 @@ class Handoff:
     Invariants
         marks       filled by `record` before anybody else sees the object, then never changed. Each
                     event belongs to this object alone; it goes back to its pool when the object
-                    goes, because only then can nobody wait for it any more.
+                    goes, because only then can nobody wait for it any more. One recorded in a
+                    capture goes to no pool: it belongs to a graph.
         _finished   set once all marks were seen finished. From then on nobody needs to wait.
+        _captured   whether any mark was made in a capture. Such a hand-off is never asked, waited
+                    for by the host, or given to streams of the pool.
     """
 
-    __slots__ = ("_arrays", "_declared", "_devices", "_finished", "_forks", "holds_pinned", "marks")
+    __slots__ = (
+        "_arrays", "_captured", "_declared", "_devices", "_finished", "_forks", "holds_pinned",
+        "marks",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -204,14 +228,45 @@ class Handoff:
         self._devices = devices
         self._declared = declared
         self._finished = False
+        self._captured = False
         self._forks = runtimes.forks()
 
     def __del__(self) -> None:
-        for lane, _, event in self.marks:
-            lane.events.give_back(event)
+        for lane, _, event, capture in self.marks:
+            if capture is None:
+                lane.events.give_back(event)
 
     def __str__(self) -> str:
         return f"on {_listed(self._devices or self._declared)}"
+
+    # -- making one --------------------------------------------------------------------------------
+
+    def mark(self, lane: Lane, handle: StreamHandle) -> None:
+        """Record what is on a stream now."""
+        index = lane.device.index
+        capture = lane.runtime.capture(index, handle)
+        if capture is None:
+            event = lane.events.record(handle)
+        else:
+            self._captured = True
+            event = lane.runtime.create_event(index)
+            lane.runtime.record(index, event, handle)
+        self.marks.append(Mark(lane, handle, event, capture))
+
+    def keep_pinned(self) -> None:
+        """Keep pinned memory until the copies into it have landed, even if nobody waits for them.
+
+        Its allocators may give it to somebody else at once.
+        """
+        holds = get_manager().holds
+        for framework, device, array in self._arrays:
+            if device is not None:
+                continue
+            for lane, handle, _, capture in self.marks:
+                if capture is None:
+                    owner = framework.keep_memory(array, lane.device.index, handle)
+                    if owner is not None:
+                        holds.keep(owner, lane, handle)
 
     # -- consumers ---------------------------------------------------------------------------------
 
@@ -224,45 +279,119 @@ class Handoff:
 
         Raises:
             ForkError: The work is the parent process's.
+            CaptureError: A stream is being captured, or the work was, and a graph's rules forbid
+                it. No stream waits then.
             TypeError, ValueError: *stream* is no stream, or of another type of device.
         """
         self._check_process()
         if stream is not None:
             named = resolve(stream, self._devices)
             _check_one_type((*self._devices, named.device))
-            self._hand_to(get_manager().lane(named.device), named.handle)
-            return
-        for device in self._devices:
-            lane = get_manager().lane(device)
-            for handle in current_handles(device):
-                self._hand_to(lane, handle)
+            targets = [(get_manager().lane(named.device), named.handle)]
+        else:
+            targets = [
+                (get_manager().lane(device), handle)
+                for device in self._devices
+                for handle in current_handles(device)
+            ]
+        captures = [_capture_on(*target) for target in targets]
+        if self._captured or any(capture is not None for capture in captures):
+            if stream is None and self._captured:
+                targets, captures = self._in_capture(targets, captures)
+            # All are checked before the first is told to wait.
+            for target, capture in zip(targets, captures, strict=True):
+                self._check_capture(*target, capture)
+        for target, capture in zip(targets, captures, strict=True):
+            self._hand_to(*target, capture)
 
-    def _hand_to(self, lane: Lane, handle: StreamHandle) -> None:
+    def _hand_to(self, lane: Lane, handle: StreamHandle, capture: int | None) -> None:
         """Order one stream after the value, and the memory's reuse after the stream."""
         if not self._finished:
             for mark in self.marks:
-                # A stream is ordered after itself.
-                if mark.handle != handle or mark.lane.device is not lane.device:
+                # A stream is ordered after itself; a thread's own is another one in each thread.
+                if (
+                    mark.handle != handle
+                    or mark.lane.device is not lane.device
+                    or handle == lane.runtime.thread_stream
+                ):
                     lane.runtime.wait(lane.device.index, handle, mark.event)
-        for framework, device, array in self._arrays:
-            if device is None:
-                continue
+        for framework, _, array in self._arrays:
             owner = framework.keep_memory(array, lane.device.index, handle)
-            if owner is not None:
+            # What a graph reads has to live as long as the graph, which is its owner's to see to.
+            if owner is not None and capture is None:
                 get_manager().holds.keep(owner, lane, handle)
+
+    def _in_capture(
+        self, targets: list[_Target], captures: list[int | None]
+    ) -> tuple[list[_Target], list[int | None]]:
+        """Of the current streams, those that the user can mean in a capture.
+
+        The ones that take part in the value's capture. If none does, those that may join it, as by
+        torch's `wait_stream`; a default stream of another framework never can, and is left alone.
+        """
+        own = {mark.capture for mark in self.marks}
+        chosen = [each for each in zip(targets, captures, strict=True) if each[1] in own]
+        if not any(capture is not None for _, capture in chosen):
+            chosen = [
+                (target, capture)
+                for target, capture in zip(targets, captures, strict=True)
+                if target[0].runtime.can_be_captured(target[1])
+            ]
+        if not chosen:
+            raise CaptureError(_LEFT_CAPTURE)
+        return [target for target, _ in chosen], [capture for _, capture in chosen]
+
+    def _check_capture(self, lane: Lane, handle: StreamHandle, capture: int | None) -> None:
+        """Refuse what would break a capture, before it does.
+
+        Raises:
+            CaptureError: The value and the stream are not of one capture.
+        """
+        for mark in self.marks:
+            if mark.capture == capture:
+                continue
+            if mark.capture is None:
+                if not self._captured and self.query():
+                    continue  # what has finished needs no edge
+                raise CaptureError(
+                    f"{Stream(lane.device, handle)} is being captured into a graph, and may not "
+                    "wait for work that was launched outside the capture and has not finished "
+                    "(cudaErrorStreamCaptureIsolation): synchronize() the future before the "
+                    "capture begins, or make it inside"
+                )
+            if capture is not None:
+                raise CaptureError(
+                    "the future was made in one capture and is used in another; a graph cannot "
+                    "wait for work inside another graph (cudaErrorStreamCaptureMerge)"
+                )
+            if not lane.runtime.can_be_captured(handle) or (
+                _capture_on(mark.lane, mark.handle) != mark.capture
+            ):
+                raise CaptureError(_LEFT_CAPTURE)
 
     # -- callbacks ---------------------------------------------------------------------------------
 
-    def lend_streams(self) -> LentStreams:
-        """Streams of the pool, current while the context lasts, that wait for the value."""
-        return LentStreams(self)
+    def is_in_capture(self) -> bool:
+        """Whether the value, or what the calling thread launches where it is, goes into a graph."""
+        return self._captured or any(
+            _capture_on(lane, handle) is not None
+            for lane in self.lending_lanes()
+            for handle in current_handles(lane.device)
+        )
 
-    def lending_lanes(self) -> list[Lane]:
-        """The devices on which callbacks get streams: the value's, and the declared that exist."""
+    def lend_streams(self, also: tuple[Device, ...] = ()) -> LentStreams:
+        """Streams of the pool, current while the context lasts, that wait for the value.
+
+        On the value's devices, the declared that exist, and those in *also*.
+        """
+        return LentStreams(self, also)
+
+    def lending_lanes(self, also: tuple[Device, ...] = ()) -> list[Lane]:
+        """The devices on which `lend_streams` lends streams."""
         manager = get_manager()
-        lanes = [manager.lane(device) for device in self._devices]
+        lanes = [manager.lane(device) for device in dict.fromkeys((*self._devices, *also))]
         for device in self._declared:
-            if device in self._devices:
+            if device in self._devices or device in also:
                 continue
             try:
                 lanes.append(manager.lane(device))
@@ -279,12 +408,13 @@ class Handoff:
 
         Raises:
             ForkError: The work is the parent process's.
+            CaptureError: The work was captured into a graph: it runs when the graph is launched.
             The driver's error, if the device has failed.
         """
         if self._finished:
             return True
-        self._check_process()
-        for lane, _, event in self.marks:
+        self._check_host()
+        for lane, _, event, _ in self.marks:
             if not lane.runtime.query(lane.device.index, event):
                 return False
         self._finished = True
@@ -298,9 +428,9 @@ class Handoff:
         """
         if self._finished:
             return True
-        self._check_process()
+        self._check_host()
         deadline = deadline_after(timeout)
-        for lane, _, event in self.marks:
+        for lane, _, event, _ in self.marks:
             if not lane.runtime.synchronize(lane.device.index, event, seconds_until(deadline)):
                 return False
         self._finished = True
@@ -313,12 +443,34 @@ class Handoff:
         """
         reactor.watch(self.query, tell)
 
+    def _check_host(self) -> None:
+        """Raise if the host cannot ask for the work."""
+        self._check_process()
+        if self._captured:
+            raise CaptureError(_NO_MOMENT)
+
     def _check_process(self) -> None:
         if self._forks != runtimes.forks() and self.marks:
             raise ForkError(
                 "this future's device work belongs to the parent process, and does not exist in a "
                 "forked child: hand on host data, or start the child with spawn or forkserver"
             )
+
+
+def _capture_on(lane: Lane, handle: StreamHandle) -> int | None:
+    return lane.runtime.capture(lane.device.index, handle)
+
+
+_NO_MOMENT: Final = (
+    "this future's work was captured into a graph: it runs when the graph is launched, as often as "
+    "that, so the host cannot ask whether it has finished (cudaErrorCapturedEvent); ask after the "
+    "launch, with a future made there"
+)
+_LEFT_CAPTURE: Final = (
+    "this future's work was captured into a graph, and can be waited for only by streams of the "
+    "same capture, while it lasts (cudaErrorStreamCaptureIsolation); to hand on what the graph "
+    "computes, launch it and complete another future"
+)
 
 
 def _surely(undo: Callable[[Any], object], what: Any) -> None:
@@ -336,30 +488,42 @@ class LentStreams:
     They wait for its marks; its memory is kept until they have passed. On exit the former current
     streams come back and the streams return to the pool, also after an error.
 
+    In a capture no stream is lent: what runs inside uses the current streams, made to wait.
+
     If streams cannot be lent, because there are none or the device has failed, the host waits for
     the work instead and what runs inside uses the current streams: a callback that was promised is
     called, and is ordered, whatever it costs.
     """
 
-    __slots__ = ("_borrowed", "_handoff", "_undo")
+    __slots__ = ("_also", "_borrowed", "_handoff", "_undo")
 
-    def __init__(self, handoff: Handoff) -> None:
+    def __init__(self, handoff: Handoff, also: tuple[Device, ...]) -> None:
         self._handoff = handoff
+        self._also = also
         self._borrowed: list[tuple[StreamPool, StreamHandle]] = []
         self._undo: Undo = []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> list[Stream] | None:
+        """The streams that were lent; None if the current ones are to be used.
+
+        Raises:
+            DeviceUnavailableError: A device that was asked for besides the value's is not there.
+            ForkError, CaptureError
+        """
+        for device in self._also:
+            get_manager().lane(device)
         try:
-            self._lend()
+            return self._lend()
         except BaseException as error:
             self._take_back()
-            if not isinstance(error, Exception) or isinstance(error, ForkError):
+            if not isinstance(error, Exception) or isinstance(error, (ForkError, CaptureError)):
                 raise
             try:
                 before_blocking()
                 self._handoff.synchronize(None)
             except Exception:  # the device has failed: there is no work to wait for
-                return
+                pass
+            return None
 
     def __exit__(
         self,
@@ -369,16 +533,21 @@ class LentStreams:
     ) -> None:
         self._take_back()
 
-    def _lend(self) -> None:
+    def _lend(self) -> list[Stream] | None:
         handoff = self._handoff
         handoff._check_process()
+        if handoff.is_in_capture():
+            # A pool stream would be drawn into the capture and might never be joined again.
+            handoff.wait_on()
+            return None
         manager = get_manager()
         streams: dict[Device, StreamHandle] = {}
-        for lane in handoff.lending_lanes():
+        for lane in handoff.lending_lanes(self._also):
             handle = lane.pool(manager.priority).borrow(self._borrowed)
             streams[lane.device] = handle
-            handoff._hand_to(lane, handle)
+            handoff._hand_to(lane, handle, None)
         push_current(streams, self._undo)
+        return [Stream(*lent) for lent in streams.items()]
 
     def _take_back(self) -> None:
         try:

@@ -143,6 +143,7 @@ class _Reactor:
     def _main(self) -> None:
         me = threading.current_thread()
         pause = _SHORTEST
+        prepared = 0
         while True:
             if not self._bell.acquire(True, pause if self._watched else -1):
                 pause = min(pause * 1.25, _LONGEST)
@@ -153,7 +154,10 @@ class _Reactor:
                     self._permit.append(None)
                     if not (self._watched and self._resume()):
                         return
-            for _ in range(len(self._watched)):
+            count = len(self._watched)
+            # After counting: what is counted may need a runtime that has come meanwhile.
+            prepared = runtimes.prepare_helper_thread(prepared)
+            for _ in range(count):
                 watched = self._watched.popleft()
                 if watched.look():
                     pause = _SHORTEST

@@ -17,12 +17,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from gpufut import reactor, runtimes
 from gpufut.device import Device, parse_device
 from gpufut.errors import DeviceUnavailableError
-from gpufut.frameworks import Framework, loaded, stream_of
+from gpufut.frameworks import Framework, Owner, loaded, stream_of, stream_types
 from gpufut.runtimes import EventHandle, Runtime, StreamHandle
 from gpufut.timeouts import deadline_after, seconds_until
 
@@ -77,6 +77,9 @@ class Stream(NamedTuple):
         if self.device.type != "cuda":
             raise TypeError(f"{self} is no CUDA stream")
         return 0, self.handle
+
+    def __int__(self) -> int:
+        return self.handle
 
     def __str__(self) -> str:
         return f"stream {self.handle:#x} on {self.device}"
@@ -291,10 +294,11 @@ class Lane:
 class _Hold:
     """Memory kept from reuse, and the streams that have to pass before it may go."""
 
-    __slots__ = ("owner", "streams")
+    __slots__ = ("is_shared", "owner", "streams")
 
-    def __init__(self, owner: object) -> None:
-        self.owner = owner
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner.object
+        self.is_shared = owner.is_shared
         self.streams: dict[tuple[Lane, StreamHandle], None] = {}
 
 
@@ -341,15 +345,18 @@ class Holds:
             any(each is lane for each, _ in marks) for _, marks in list(self._passing.values())
         )
 
-    def keep(self, owner: object, lane: Lane, handle: StreamHandle) -> None:
+    def keep(self, owner: Owner, lane: Lane, handle: StreamHandle) -> None:
         """Hold *owner* until nobody else does and the stream has passed."""
-        hold = self._holds.get(id(owner))
+        key = id(owner.object)
+        hold = self._holds.get(key)
         if hold is None:
             new = _Hold(owner)
-            hold = self._holds.setdefault(id(owner), new)
+            hold = self._holds.setdefault(key, new)
             if hold is new:
                 self._watch()
-        hold.streams[lane, handle] = None
+        # Whoever sweeps may be another thread, where the handle would mean another stream.
+        hold.streams[lane, lane.runtime.lasting(handle)] = None
+        del owner  # its reference would count
         self._sweep_some(4)
 
     def sweep(self) -> int:
@@ -386,7 +393,11 @@ class Holds:
             except IndexError:
                 return
             hold = self._holds.get(key)
-            if hold is not None and sys.getrefcount(hold.owner) <= _REFERENCES_OF_A_HOLD:
+            if hold is not None and not (
+                sys.getrefcount(hold.owner) > _REFERENCES_OF_A_HOLD
+                if hold.is_shared is None
+                else hold.is_shared(hold.owner)
+            ):
                 self._let_pass(key, hold)
             passing = self._passing.get(key)
             if passing is not None and _have_passed(passing[1]):
@@ -397,13 +408,18 @@ class Holds:
         """Nobody can enqueue more: mark what is enqueued."""
         marks: list[tuple[Lane, EventHandle]] = []
         for lane, handle in hold.streams:
+            device = lane.device.index
             try:
-                marks.append((lane, lane.events.record(handle)))
+                if lane.runtime.capture(device, handle) is None:
+                    marks.append((lane, lane.events.record(handle)))
+                    continue
             except Exception:
-                if not _has_failed(lane, handle):
-                    for other, recorded in marks:
-                        other.events.give_back(recorded)
-                    return  # another time
+                if lane.runtime.has_failed(device):
+                    continue
+            # Another time. An event recorded in a capture would never come.
+            for other, recorded in marks:
+                other.events.give_back(recorded)
+            return
         passing = (hold.owner, marks)
         if self._passing.setdefault(key, passing) is passing:
             self._holds.pop(key, None)
@@ -418,22 +434,14 @@ class Holds:
                 lane.events.give_back(event)
 
 
-def _has_failed(lane: Lane, handle: StreamHandle) -> bool:
-    """Whether the device works no more, so that nothing on it reads memory."""
-    try:
-        lane.runtime.stream_query(lane.device.index, handle)
-    except Exception:
-        return True
-    return False
-
-
 def _have_passed(marks: list[tuple[Lane, EventHandle]]) -> bool:
     for lane, event in marks:
         try:
             if not lane.runtime.query(lane.device.index, event):
                 return False
-        except Exception:  # a failed device works on nothing
-            continue
+        except Exception:
+            if not lane.runtime.has_failed(lane.device.index):
+                return False
     return True
 
 
@@ -570,7 +578,8 @@ def current_stream(device: object) -> Stream:
 
     The one that gpufut made current, in a callback or by `stream`. Otherwise the current stream of
     the first loaded framework that has one. For libraries without a current stream of their own,
-    such as Numba, this is theirs.
+    such as Numba, this is theirs, and they take it where they take their own streams: ``kernel[
+    blocks, threads, gpufut.current_stream(0)](...)``.
 
     Args:
         device: A device however its framework writes it.
@@ -582,19 +591,39 @@ def current_stream(device: object) -> Stream:
     get_manager().lane(parsed)
     own = _own.of(parsed)
     if own:
-        return Stream(parsed, own[-1])
+        return _made(parsed, own[-1])
     for framework in loaded(parsed.type):
-        return Stream(parsed, framework.current_stream(parsed.index))
+        handle = framework.current_stream(parsed.index)
+        if handle is not None:
+            return _made(parsed, handle)
     raise DeviceUnavailableError(f"no loaded framework works on {parsed}")
 
 
 def current_handles(device: Device) -> list[StreamHandle]:
     """The distinct streams on which the calling thread's frameworks work on a device."""
     handles = dict.fromkeys(each.current_stream(device.index) for each in loaded(device.type))
+    handles.pop(None, None)
     own = _own.of(device)
     if own:
         handles[own[-1]] = None
-    return list(handles)
+    return cast("list[StreamHandle]", list(handles))
+
+
+# Classes of streams that are also those of the loaded frameworks, by what they derive from.
+_made_types: dict[tuple[type, ...], type[Stream]] = {}
+
+
+def _made(device: Device, handle: StreamHandle) -> Stream:
+    """The stream, as an object that every loaded framework takes for one of its own."""
+    bases = stream_types(device.type)
+    if not bases:
+        return Stream(device, handle)
+    made = _made_types.get(bases)
+    if made is None:
+        # What a foreign class sets up when one of its own is made is nothing to ours.
+        body = {"__init__": lambda self, *_: None, "__module__": __name__}
+        made = _made_types.setdefault(bases, type("Stream", (Stream, *bases), body))
+    return made(device, handle)
 
 
 # How to undo `push_current`, last step last: a framework and what it saved, or None and a device
@@ -612,8 +641,9 @@ def push_current(streams: dict[Device, StreamHandle], undo: Undo) -> None:
         by_type.setdefault(device.type, {})[device.index] = handle
     for kind, handles in by_type.items():
         for framework in loaded(kind):
-            undo.append((framework, framework.save_streams(handles)))
-            framework.set_streams(handles)
+            saved = framework.save_streams(handles)
+            undo.append((framework, saved))
+            framework.set_streams(handles, saved)
     for device, handle in streams.items():
         own = _own.of(device)
         undo.append((None, (device, own.copy())))
@@ -653,31 +683,35 @@ def resolve(stream: object, devices: tuple[Device, ...] = ()) -> Stream:
     """Device and handle of a stream, however it is written.
 
     Args:
-        stream: A stream of any framework, a `gpufut.Stream`, or a raw handle.
+        stream: A stream of any framework, anything with `__cuda_stream__`, a `gpufut.Stream`, or a
+            raw handle.
         devices: For a raw handle: the devices on which it may be.
 
     Raises:
         TypeError: It is no stream.
         ValueError: A raw handle that could be on several devices.
+        DeviceUnavailableError: Its type of device has no runtime here.
     """
     if isinstance(stream, Stream):
         if not isinstance(stream.device, Device) or not isinstance(stream.handle, int):
             raise TypeError(f"a gpufut.Stream holds a gpufut.Device and a handle, got {stream!r}")
-        return stream
-    if isinstance(stream, int) and not isinstance(stream, bool):
-        if len(devices) == 1:
-            return Stream(devices[0], stream)
-        raise ValueError(
-            f"the raw handle {stream:#x} does not say which device it is on: "
-            "wrap it, as in gpufut.Stream(gpufut.Device('cuda', 0), handle)"
-        )
-    found = stream_of(stream)
-    if found is None:
-        raise TypeError(
-            "a stream is an object of a loaded framework, a gpufut.Stream or a raw handle; "
-            f"got {stream!r}"
-        )
-    return Stream(*found)
+        device, handle = stream
+    elif isinstance(stream, int) and not isinstance(stream, bool):
+        if len(devices) != 1:
+            raise ValueError(
+                f"the raw handle {stream:#x} does not say which device it is on: "
+                "wrap it, as in gpufut.Stream(gpufut.Device('cuda', 0), handle)"
+            )
+        device, handle = devices[0], stream
+    else:
+        found = stream_of(stream)
+        if found is None:
+            raise TypeError(
+                "a stream is an object of a loaded framework or with __cuda_stream__, a "
+                f"gpufut.Stream or a raw handle; got {stream!r}"
+            )
+        device, handle = found
+    return Stream(device, runtimes.get(device.type).canonical(handle))
 
 
 @contextmanager
@@ -699,6 +733,6 @@ def stream(stream: object) -> Iterator[Stream]:
     undo: Undo = []
     try:
         push_current({resolved.device: resolved.handle}, undo)
-        yield resolved
+        yield _made(*resolved)
     finally:
         pop_current(undo)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Final
 
-__all__ = ["deadline_after", "seconds_until"]
+__all__ = ["deadline_after", "poll", "seconds_until"]
 
 
 def deadline_after(timeout: float | None) -> float | None:
@@ -30,3 +32,28 @@ def deadline_after(timeout: float | None) -> float | None:
 def seconds_until(deadline: float | None) -> float | None:
     """The timeout that is left of a deadline."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+# How `poll` asks: so often without a pause, then with pauses between these seconds.
+_AT_ONCE: Final = 20
+_SHORTEST: Final = 20e-6
+_LONGEST: Final = 1e-3
+
+
+def poll(finished: Callable[[], bool], timeout: float | None) -> bool:
+    """Ask until *finished* says yes; False if *timeout* seconds pass first. Asks at least once.
+
+    For what only a driver could wait for: its own wait knows no timeout, and Python serves no
+    signal before it returns.
+    """
+    deadline = deadline_after(timeout)
+    asked, pause = 0, _SHORTEST
+    while not finished():
+        left = seconds_until(deadline)
+        if left == 0:
+            return False
+        asked += 1
+        if asked > _AT_ONCE:
+            time.sleep(pause if left is None else min(pause, left))
+            pause = min(pause * 1.25, _LONGEST)
+    return True

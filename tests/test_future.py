@@ -1431,3 +1431,47 @@ def test_a_timed_out_wait_keeps_nothing_alive():
         return [reference]
 
     assert freed_without_collection(make)
+
+
+# -- DLPack ----------------------------------------------------------------------------------------
+
+
+class Speaks:
+    """What an array of a library that speaks DLPack has, and the simulated one has not."""
+
+    def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
+        return self, stream, options
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+
+@pytest.fixture
+def speaking(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("__dlpack__", "__dlpack_device__"):
+        monkeypatch.setattr(sim.PlainArray, name, vars(Speaks)[name], raising=False)
+
+
+def test_a_future_handed_over_by_dlpack_makes_the_consumers_stream_wait(machine, speaking):
+    producer, consumer = machine.stream(), machine.stream()
+    array, gate = machine.plain.array([1.0]), machine.gate()
+    future: Future[Any] = Future()
+    with gate:
+        producer.hold(gate)
+        future.set_result(array, streams=[producer])
+
+        handed, stream, options = future.__dlpack__(stream=consumer.handle, max_version=(1, 0))
+
+        assert handed is array
+        assert stream == -1, "what is in order already is not to be ordered again"
+        assert options == {"max_version": (1, 0)}
+        assert not consumer.query()
+        assert future.__dlpack_device__() == (2, 0)
+
+
+def test_a_consumer_by_dlpack_that_wants_no_order_gets_none(machine, speaking):
+    future = completed(machine.plain.array([1.0]))
+    before = machine.stats.waits
+
+    assert future.__dlpack__(stream=-1)[1] == -1
+    assert machine.stats.waits == before

@@ -43,7 +43,7 @@ def machine() -> Iterator[sim.Machine]:
 def marks_of(handoff: Handoff | None) -> list[tuple[str, int]]:
     """Device and stream of each event."""
     assert handoff is not None
-    return [(str(lane.device), handle) for lane, handle, _ in handoff.marks]
+    return [(str(lane.device), handle) for lane, handle, _, _ in handoff.marks]
 
 
 def held(machine: sim.Machine, device: int = 0) -> tuple[sim.Array, sim.Gate, sim.Stream]:
@@ -218,7 +218,7 @@ def test_streams_of_one_handle_on_two_devices_are_two_streams(machine):
     lane.runtime = Runtime()  # type: ignore[assignment]
     handoff._arrays = [(Framework(), FIRST, array)]  # type: ignore[list-item]
     handle = handoff.marks[0].handle
-    handoff._hand_to(lane, handle)
+    handoff._hand_to(lane, handle, None)
 
     assert waits == [(1, handle)]
 

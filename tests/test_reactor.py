@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gpufut import Future, Manager, reactor, set_manager, sim
+from gpufut import Future, Manager, reactor, runtimes, set_manager, sim
 
 PATIENCE = 20.0  # seconds; only a failing test waits so long
 
@@ -250,6 +250,108 @@ def test_callbacks_may_wait_for_one_another_in_the_reactor(machine):
     for result in results:
         result.wait(PATIENCE)
     settle()
+
+
+# -- runtimes that have something to do in the thread ----------------------------------------------
+
+
+@pytest.fixture
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A reactor of the test's own, and no hooks but the test's."""
+    monkeypatch.setattr(runtimes, "_helper_hooks", [])
+    own = reactor._Reactor()
+    monkeypatch.setattr(reactor, "_reactor", own)
+    yield
+    own.stop()
+
+
+def hook_into(log: list[tuple[str, str]], name: str) -> None:
+    runtimes.on_helper_thread(lambda: log.append((name, threading.current_thread().name)))
+
+
+def looked(log: list[tuple[str, str]], name: str) -> None:
+    """Have the reactor look at something once."""
+    told = Told()
+
+    def finished() -> bool:
+        log.append((name, threading.current_thread().name))
+        return True
+
+    reactor.watch(finished, told)
+    told.wait()
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_hook_is_called_in_the_thread_once_before_it_looks_also_if_it_comes_late():
+    log: list[tuple[str, str]] = []
+    hook_into(log, "first")
+
+    looked(log, "look")
+    hook_into(log, "late")
+    looked(log, "look")
+    looked(log, "look")
+
+    assert [name for name, _ in log] == ["first", "look", "late", "look", "look"]
+    assert {thread for _, thread in log} == {"gpufut-reactor"}
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_hook_comes_before_the_look_at_what_was_asked_for_after_it():
+    log: list[tuple[str, str]] = []
+    told = Told()
+
+    def finished() -> bool:
+        log.append(("look", ""))
+        return True
+
+    def meanwhile() -> None:  # another thread, so to say, while the hooks that there are run
+        hook_into(log, "hook")
+        reactor.watch(finished, told)
+
+    runtimes.on_helper_thread(meanwhile)
+    reactor.watch(lambda: True, Told())
+    told.wait()
+
+    assert [name for name, _ in log] == ["hook", "look"]
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_thread_that_takes_over_calls_the_hooks_too():
+    calls: list[int] = []
+    runtimes.on_helper_thread(lambda: calls.append(threading.get_ident()))
+    release, blocked = threading.Event(), threading.Event()
+
+    def blocks(_: object) -> None:
+        reactor.before_blocking()
+        blocked.set()
+        assert release.wait(PATIENCE)
+
+    reactor.watch(lambda: True, blocks)
+    assert blocked.wait(PATIENCE)
+    told = Told()
+    reactor.watch(lambda: True, told)
+    told.wait()
+    release.set()
+
+    assert len(set(calls)) == len(calls) == 2
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_hook_that_fails_keeps_nobody_waiting():
+    log: list[tuple[str, str]] = []
+
+    def fails() -> None:
+        raise RuntimeError("no driver")
+
+    runtimes.on_helper_thread(fails)
+    hook_into(log, "next")
+
+    looked(log, "look")
+
+    assert [name for name, _ in log] == ["next", "look"]
+
+
+# -- threads ---------------------------------------------------------------------------------------
 
 
 def test_a_thread_that_could_not_be_started_is_tried_again(monkeypatch):

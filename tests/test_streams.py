@@ -24,7 +24,7 @@ from gpufut import (
     set_manager,
     sim,
 )
-from gpufut.runtimes.sim import RUNTIME
+from gpufut.runtimes import get as runtime_of
 
 PATIENCE = 20.0  # seconds; only a failing test waits so long
 FIRST, SECOND = Device("sim", 0), Device("sim", 1)
@@ -148,14 +148,15 @@ def test_a_second_thread_needs_a_stream_while_the_first_still_makes_the_only_one
     with_manager(stream_limit=1)
     array = machine.plain.array([1.0])
     creating, go_on = threading.Event(), threading.Event()
-    create = RUNTIME.create_stream
+    runtime = runtime_of("sim")
+    create = runtime.create_stream
 
     def slowly(device: int, priority: int) -> int:
         creating.set()
         assert go_on.wait(PATIENCE)
         return create(device, priority)
 
-    monkeypatch.setattr(RUNTIME, "create_stream", slowly)
+    monkeypatch.setattr(runtime, "create_stream", slowly)
     children: list[Future[int]] = []
 
     def use() -> None:

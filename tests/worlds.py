@@ -19,6 +19,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from importlib.util import find_spec
 from types import FrameType, TracebackType
 from typing import Any, Final, NamedTuple, Protocol, Self
 
@@ -29,7 +31,7 @@ from gpufut import sim
 
 __all__ = [
     "PATIENCE", "SEEDS", "Gate", "Library", "SimWorld", "Spawned", "Spec", "Tally", "World",
-    "until", "until_blocked", "worlds",
+    "absent", "until", "until_blocked", "worlds",
 ]  # fmt: skip
 
 PATIENCE: Final = 20.0
@@ -51,12 +53,21 @@ class Gate(Protocol):
         """Let it run."""
 
 
+class Graph(Protocol):
+    """What was captured."""
+
+    def launch(self, stream: Any) -> None:
+        """Enqueue it on a stream; as often as one likes."""
+
+
 class Library(Protocol):
     """One array library of a world, through its own front door."""
 
     name: str
     is_told_of_streams: bool
     """Whether its allocator can be told which streams use an array (torch: `record_stream`)."""
+    has_current_stream: bool
+    """Whether it has a current stream of its own. Numba has none, and uses gpufut's."""
 
     def on(self, stream: Any) -> AbstractContextManager[object]:
         """Make a stream current in this library alone, as its users do."""
@@ -113,7 +124,10 @@ class World(abc.ABC):
     Attributes:
         name: For the test's id.
         features: What not every device can do; tests ask for them with ``@needs``:
-            ``counts`` (`tally`, `pending`), ``faults`` (`fail`, `fail_next`), ``two-devices``.
+            ``capture`` (`capture`), ``contexts`` (`touched` was false before the test), ``counts``
+            (`tally`, `pending`), ``faults`` (`fail`, `fail_next`), ``gates`` (`gate`), ``reuse``
+            (freed memory goes to the next array of its stream), ``two-devices``,
+            ``two-libraries`` (`two_libraries`).
         devices: The devices, at least one.
         libraries: All that work on these devices and are loaded.
         used: Those whose arrays values are made of.
@@ -191,6 +205,13 @@ class World(abc.ABC):
         """Let one call to the driver fail. Feature ``faults``."""
         raise NotImplementedError
 
+    def capture(self, stream: Any) -> AbstractContextManager[Graph]:
+        """Capture what the stream is told meanwhile; to be launched after the block.
+
+        Feature ``capture``.
+        """
+        raise NotImplementedError
+
     # What tests are written in.
 
     def array(self, value: float = 7.0, device: int = 0) -> Any:
@@ -266,6 +287,10 @@ class World(abc.ABC):
                 for library in self.used:
                     stack.enter_context(library.on(stream))
             yield streams[0]
+
+    def two_libraries(self) -> Sequence[Library]:
+        """Two libraries, each with a current stream of its own. Feature ``two-libraries``."""
+        return [each for each in self.libraries if each.has_current_stream][:2]
 
     def here(self, device: int = 0) -> Any:
         """The stream that is current in the first used library."""
@@ -384,6 +409,7 @@ class SimLibrary:
         self._library = library
         self.name = library.name
         self.is_told_of_streams = library.name == "tracking"
+        self.has_current_stream = True
 
     def on(self, stream: sim.Stream) -> AbstractContextManager[object]:
         return self._library.stream(stream)
@@ -444,7 +470,12 @@ class SimWorld(World):
         schedule, seed: When device work runs; see `sim.Machine`.
     """
 
-    features = frozenset({"counts", "faults", "two-devices"})
+    features = frozenset(
+        {
+            "capture", "contexts", "counts", "faults", "gates", "reuse", "two-devices",
+            "two-libraries",
+        }
+    )  # fmt: skip
 
     def __init__(self, name: str, used: Sequence[str], schedule: str, seed: int) -> None:
         self.name = name
@@ -497,6 +528,9 @@ class SimWorld(World):
         stats = self.machine.stats
         return Tally(stats.records, stats.waits, stats.host_syncs, stats.launches + stats.copies)
 
+    def capture(self, stream: sim.Stream) -> AbstractContextManager[sim.Graph]:
+        return self.machine.capture(stream)
+
     def fail(self, device: int) -> type[Exception]:
         self.machine.poison(device, RuntimeError("an illegal access, says the test"))
         return sim.DeviceError
@@ -534,27 +568,71 @@ def _sim_specs(seeds: Sequence[int]) -> Iterator[Spec]:
         yield Spec("sim", name, SimWorld.features, make)
 
 
-_SPECS: Final[dict[str, Callable[[Sequence[int]], Iterator[Spec]]]] = {"sim": _sim_specs}
+# Name, libraries of the values, libraries that are loaded. The last decide whose stream calls gpufut
+# uses: torch's, CuPy's or those of cuda.bindings.
+_STANDIN: Final = (
+    ("torch", ("torch",), ("torch", "cupy", "numba"), "latest"),
+    ("cupy", ("cupy",), ("cupy", "numba"), "latest"),
+    ("numba", ("numba",), ("numba",), "latest"),
+    ("mixed", ("torch", "cupy", "numba"), ("torch", "cupy", "numba"), "random"),
+)
+_FRAMEWORKS: Final = {"torch": "torch", "cupy": "cupy", "numba": "numba_cuda"}
+
+
+def _standin_specs(seeds: Sequence[int]) -> Iterator[Spec]:
+    from tests.standin.world import StandInWorld, features_of
+
+    for kind, used, loaded, schedule in _STANDIN:
+        features = features_of(loaded)
+        make = partial(StandInWorld, f"standin-{kind}", used, loaded, schedule, seeds[0])
+        yield Spec("standin", f"standin-{kind}", features, make)
+
+
+def _why_no_standin() -> str | None:
+    """Why the stand-in cannot be used here; None if it can. Imports none of what it needs."""
+    absent = [name for name, package in _FRAMEWORKS.items() if find_spec(package) is None]
+    return f"it stands in for {', '.join(absent)}, which are not installed" if absent else None
+
+
+class Kind(NamedTuple):
+    """A type of device: why there is none here, if so, and the worlds of it."""
+
+    why_absent: Callable[[], str | None]
+    specs: Callable[[Sequence[int]], Iterator[Spec]]
+
+
+_KINDS: Final[dict[str, Kind]] = {
+    "sim": Kind(lambda: None, _sim_specs),
+    "standin": Kind(_why_no_standin, _standin_specs),
+}
 
 
 def worlds(devices: Sequence[str], seeds: Sequence[int]) -> list[Spec]:
     """The worlds of the named types of device; of all that are present, if none is named.
 
     Raises:
-        LookupError: No such type of device, or none present.
+        LookupError: No such type of device, or it is not present.
     """
-    absent = sorted(set(devices) - set(_SPECS))
-    if absent:
-        raise LookupError(
-            f"{', '.join(map(repr, absent))}: no such device here that the tests know; "
-            f"present: {', '.join(_SPECS)}"
-        )
+    for device in devices:
+        if device not in _KINDS:
+            raise LookupError(
+                f"{device!r}: no such device that the tests know; they know {', '.join(_KINDS)}"
+            )
+        why = _KINDS[device].why_absent()
+        if why is not None:
+            raise LookupError(f"{device!r} is not here: {why}")
     return [
         spec
-        for device, specs in _SPECS.items()
-        if not devices or device in devices
-        for spec in specs(seeds)
+        for device, kind in _KINDS.items()
+        if (device in devices if devices else kind.why_absent() is None)
+        for spec in kind.specs(seeds)
     ]
+
+
+def absent() -> dict[str, str]:
+    """The types of device that are not here, and why."""
+    found = {device: kind.why_absent() for device, kind in _KINDS.items()}
+    return {device: why for device, why in found.items() if why is not None}
 
 
 # -- threads ---------------------------------------------------------------------------------------

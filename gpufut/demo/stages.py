@@ -119,9 +119,10 @@ STAGES = (
 def first_parcel(world: World, photo: Photo, max_side: int) -> Parcel:
     """The first stage: decode *photo* on the host. A broken one makes a failed future."""
     future: Future[Decoded] = Future()
+    began = world.ticket()
     try:
         decoded = photos.decode(photo, max_side)
-        world.decoded(decoded.source_pixels, label=label("decode", photo.name))
+        world.decoded(decoded.source_pixels, since=began, label=label("decode", photo.name))
         future.set_result(decoded)
     except Exception as error:  # for whoever asks for the photograph at the end
         future.set_exception(error)
@@ -149,8 +150,9 @@ def advance(world: World, stage: Stage, parcel: Parcel, *, synchronise: bool = F
         handoffs += 1
         future.set_result(stage.work(world, value, parcel.photo.name))
         if synchronise:
+            began = world.ticket()
             future.synchronize()
-            world.synchronised()
+            world.synchronised(since=began)
     except Exception as error:
         # When it was the synchronise that failed, the future has its value already; whoever
         # waits for that value meets the device's error again.

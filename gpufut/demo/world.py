@@ -1,7 +1,7 @@
 """What the stages of the demo may ask of a device, and the simulated one's answers.
 
-The stages know `World` only, so the same stage code runs on every device that has one. A world is
-opened with ``with``; inside, its device is the one that `gpufut.stream` and futures work on.
+The stages know `World` only, so the same stage code runs on every device that has one: `SimWorld`
+here, `CudaWorld` in the next module. A world is opened with ``with`` for one run.
 
 How long things take on the simulated device
 --------------------------------------------
@@ -23,7 +23,7 @@ from every run alike, and most from the one that overlaps most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -38,7 +38,7 @@ from gpufut.demo import filters
 __all__ = ["Kernel", "Record", "SimWorld", "Ticket", "World"]
 
 Kernel = Literal["denoise", "edges", "histogram"]
-Ticket = Any  # a moment of the host, carried along with what one thread hands to another
+Ticket = Any  # a moment of a host thread, as its world keeps it
 
 DECODE_SECONDS_PER_PIXEL = 20e-9
 WAKE_SECONDS = 10e-6
@@ -57,7 +57,8 @@ class Record:
     """Something that happened, in seconds since the world was opened.
 
     *kind* is "kernel", "copy", "host" or "sync"; *lane* is the name of the stream for the first
-    two and that of the thread for the others; *thread* is who asked for it, at *launched*.
+    two and that of the thread for the others; *thread* is who asked for it, from *launched* to
+    *returned*.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class Record:
     lane: str
     thread: str
     launched: float
+    returned: float
     start: float
     end: float
 
@@ -72,21 +74,28 @@ class Record:
 class World(Protocol):
     """One device and its host, as far as the stages need them.
 
-    Every method may be called from any thread. None of them waits for the device but `close`.
-    Arrays and streams are of the world's own kind; futures and `gpufut.stream` understand them.
+    Every method may be called from any thread. None of them waits for the device, but for
+    `records`. Arrays and streams are of the world's own kind; futures and `gpufut.stream`
+    understand them.
     """
 
     @property
     def simulated(self) -> bool:
         """Whether the times of this world are a model's."""
 
+    def about(self) -> Mapping[str, str]:
+        """What the times are of: "device", and "library" where arrays come from one; versions."""
+
     def stream(self, name: str) -> object:
         """A new stream for `gpufut.stream`; *name* is for the timeline."""
 
-    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        """Device memory, with anything in it, for work on the current stream."""
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Device memory, with anything in it, for work on the current stream.
 
-    def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        *dtype*, here and below, is NumPy's or that of one of the world's arrays.
+        """
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Host memory that asynchronous copies can fill."""
 
     def copy(self, target: Any, source: Any, *, label: str) -> None:
@@ -97,17 +106,23 @@ class World(Protocol):
     ) -> None:
         """Run one of the three kernels on the current stream."""
 
-    def decoded(self, source_pixels: int, *, label: str) -> None:
-        """Note that the calling thread has just decoded a picture of that many pixels."""
+    def decoded(self, source_pixels: int, *, since: Ticket, label: str) -> None:
+        """Note that the calling thread has just decoded a picture of that many pixels.
 
-    def synchronised(self) -> None:
-        """Note that the calling thread has just blocked on the device."""
+        It began at *since*, if the world measures; a simulated one computes how long it took.
+        """
+
+    def synchronised(self, *, since: Ticket) -> None:
+        """Note that the calling thread has just blocked on the device, from *since* on."""
 
     def ticket(self) -> Ticket:
-        """The calling thread's present moment, to be handed on with what it made."""
+        """The calling thread's present moment."""
 
     def resume(self, ticket: Ticket) -> None:
-        """The calling thread goes on with what was handed to it, so it is at least that late."""
+        """The calling thread goes on with what another one handed on at *ticket*.
+
+        So it is at least that late. Only a simulated clock has to be told.
+        """
 
     def read(self, pinned: Any) -> npt.NDArray[Any]:
         """A copy of pinned memory, once the copies into it are known to have landed."""
@@ -116,7 +131,10 @@ class World(Protocol):
         """Seconds from opening to the end of the last work."""
 
     def host_syncs(self) -> int:
-        """How often a host thread has blocked for the device so far, as the device counted it."""
+        """How often a host thread has blocked for the device so far.
+
+        A simulated device counts for itself; elsewhere it is what the stages have noted.
+        """
 
     def records(self) -> list[Record]:
         """What happened, in no particular order. Call it when the work is done."""
@@ -130,7 +148,7 @@ class SimWorld(AbstractContextManager["SimWorld"]):
               lets it give wrong data.
 
     >>> with SimWorld() as world:
-    ...     world.decoded(1_000_000, label="a picture of a million pixels")
+    ...     world.decoded(1_000_000, since=world.ticket(), label="a picture of a million pixels")
     ...     world.elapsed()
     0.02
     """
@@ -160,17 +178,21 @@ class SimWorld(AbstractContextManager["SimWorld"]):
     ) -> None:
         self._machine.__exit__(kind, error, trace)
 
+    def about(self) -> Mapping[str, str]:
+        """Simulated, and with which NumPy."""
+        return {"device": "simulated device", "numpy": np.__version__}
+
     def stream(self, name: str) -> sim.Stream:
         """A stream of the machine's only device."""
         stream = self._machine.stream()
         self._stream_names[stream.handle] = name
         return stream
 
-    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> sim.Array:
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> sim.Array:
         """Memory of the machine's tracking library, poison until something writes it."""
         return self._library.empty(shape, dtype)
 
-    def pinned(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> sim.PinnedArray:
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> sim.PinnedArray:
         """Pinned memory, poison until a copy has landed."""
         return self._machine.pinned(shape, dtype)
 
@@ -192,11 +214,11 @@ class SimWorld(AbstractContextManager["SimWorld"]):
             name=label,
         )
 
-    def decoded(self, source_pixels: int, *, label: str) -> None:
+    def decoded(self, source_pixels: int, *, since: Ticket, label: str) -> None:
         """Moves the thread's virtual clock by what decoding would have taken."""
         self._machine.host_work(source_pixels * DECODE_SECONDS_PER_PIXEL, label)
 
-    def synchronised(self) -> None:
+    def synchronised(self, *, since: Ticket) -> None:
         """Moves the thread's virtual clock by what waking up would have taken."""
         self._machine.host_work(WAKE_SECONDS, "wake up")
 
@@ -229,6 +251,7 @@ class SimWorld(AbstractContextManager["SimWorld"]):
                 lane=op.thread if op.stream is None else self._name_of(op.stream),
                 thread=op.thread,
                 launched=op.launched,
+                returned=op.launched,
                 start=op.start,
                 end=op.end,
             )

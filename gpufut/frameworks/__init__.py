@@ -9,7 +9,7 @@ never loads torch through gpufut.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -20,12 +20,15 @@ __all__ = [
     "Adapter",
     "ArrayType",
     "Framework",
+    "Owner",
     "Place",
     "array_type_of",
+    "framework_of",
     "loaded",
     "mro_of",
     "root_of",
     "stream_of",
+    "stream_types",
 ]
 
 
@@ -33,36 +36,87 @@ class Framework(Protocol):
     """One array library on one type of device.
 
     Every method may be called from any thread and speaks of the calling thread's current streams.
+    Handles are canonical: see `Runtime.canonical`.
+
+    Attributes:
+        exports_streams: Whether its arrays may name a stream of their own: see `exported_stream`.
     """
 
     name: str
     device_type: str
+    exports_streams: bool
 
-    def current_stream(self, device: int) -> StreamHandle:
-        """The calling thread's current stream on a device. Creates no context."""
+    def current_stream(self, device: int) -> StreamHandle | None:
+        """The calling thread's current stream on a device. Creates no context.
+
+        None if the framework has no current stream, not even one that gpufut keeps for it, so that
+        its arrays may be worked on in the current stream of any other.
+        """
+
+    def exported_stream(self, array: object) -> StreamHandle | None:
+        """The stream that the array itself says its last work is on; None if it says none.
+
+        Asked for each array if `exports_streams`, in addition to `current_stream`.
+        """
 
     def save_streams(self, devices: Iterable[int]) -> object:
         """What `restore_streams` needs to bring back what is current on the devices now."""
 
-    def set_streams(self, streams: dict[int, StreamHandle]) -> None:
+    def set_streams(self, streams: dict[int, StreamHandle], saved: object) -> None:
         """Make a stream current on each of the given devices, for the calling thread.
 
-        The current device stays. If it fails half-way, `restore_streams` mends it.
+        The current device stays. What it takes to undo each step is noted in *saved*, which
+        `save_streams` made for these devices, so that `restore_streams` also mends half a call.
         """
 
     def restore_streams(self, saved: object) -> None:
-        """Make current again what was when `save_streams` was called, in the same thread."""
+        """Make current again what was when `save_streams` was called, in the same thread.
 
-    def keep_memory(self, array: object, device: int, stream: StreamHandle) -> object | None:
+        Whatever was made current since then. Calling it twice does no harm.
+        """
+
+    def keep_memory(self, array: object, device: int, stream: StreamHandle) -> Owner | None:
         """Keep the array's memory from reuse while work now or later on *stream* reads it.
 
         Returns None if the framework's allocator has been told, or need not be (it would reuse the
-        memory in the order of that very stream). Otherwise the object that owns the memory: the
-        caller holds it until nobody else does and the stream has passed.
+        memory in the order of that very stream). Otherwise the owner of the memory: the caller
+        holds it until nobody else does and the stream has passed.
+
+        Args:
+            array: An array that `locate` has found; also in pinned memory.
+            device: The index of the stream's device.
+            stream: Its handle.
         """
 
     def devices_in_use(self) -> Iterable[int]:
         """The devices on which this framework may have work. Creates no context."""
+
+    def to_host(self, array: object) -> object:
+        """A copy of the array in host memory, as an array that the framework's users expect.
+
+        Launched on the current stream of the array's device; where it can be, the host memory is
+        pinned, is found by `locate`, and the call does not wait for the copy.
+        """
+
+    def to_device(self, array: object, device: int) -> object:
+        """A copy of the array on a device: another one, or from the host.
+
+        Launched on the current streams of the devices that take part, each ordered after what was
+        launched there before. Does not block the host, unless the memory is not pinned.
+        """
+
+
+class Owner(NamedTuple):
+    """What owns the memory of an array.
+
+    Attributes:
+        object: Keeps the memory as long as it lives. The same object for all arrays that share it.
+        is_shared: Whether anybody but the one reference that it is given still refers to the
+            memory. None if CPython's reference count of `object` tells.
+    """
+
+    object: object
+    is_shared: Callable[[Any], bool] | None = None
 
 
 # Where an array lives: its framework, and its device or None for pinned host memory, which a device
@@ -88,7 +142,7 @@ class Adapter(Protocol):
     """What the module of an adapter offers."""
 
     def frameworks(self) -> Sequence[Framework]:
-        """Those of its frameworks that can be used now."""
+        """Those of its frameworks that can be used now. Creates no context."""
 
     def array_type(self, kind: type) -> ArrayType | None:
         """How to treat instances of *kind*; None if it is no array type of this adapter."""
@@ -96,12 +150,19 @@ class Adapter(Protocol):
     def stream_of(self, stream: object) -> tuple[Device, StreamHandle] | None:
         """The device and handle of a stream object; None if it is none of this adapter's."""
 
+    def stream_types(self) -> tuple[type, ...]:
+        """Classes that a stream has to be an instance of for the framework to take it."""
+
 
 # Root package of a framework's types -> adapter, and the module whose presence says "loaded".
 _ADAPTERS: Final = {
     "gpufut": ("gpufut.frameworks.sim", "gpufut.sim"),
     "torch": ("gpufut.frameworks.torch", "torch"),
+    "cupy": ("gpufut.frameworks.cupy", "cupy"),
+    "numba": ("gpufut.frameworks.numba", "numba.cuda"),
 }
+# For what none of them knows: anything that speaks a protocol of array exchange.
+_PROTOCOLS: Final = "gpufut.frameworks.interface"
 _loaded_adapters: dict[str, Adapter] = {}
 
 
@@ -126,6 +187,12 @@ def mro_of(kind: type) -> tuple[type, ...]:
     return mro
 
 
+def _vars(kind: type) -> Mapping[str, object]:
+    """``kind.__dict__``, likewise."""
+    attributes: Mapping[str, object] = type.__dict__["__dict__"].__get__(kind)
+    return attributes
+
+
 def root_of(kind: type) -> str:
     """The package that a class says it is of; empty if what it says is no name."""
     try:
@@ -135,8 +202,13 @@ def root_of(kind: type) -> str:
     return module.partition(".")[0] if isinstance(module, str) else ""
 
 
-def array_type_of(kind: type) -> ArrayType | None:
-    """How to treat instances of *kind* if it, or a base of it, is an array type; else None."""
+def array_type_of(kind: type, attributes: Mapping[str, object]) -> ArrayType | None:
+    """How to treat instances of *kind* if they are arrays; else None.
+
+    Args:
+        kind: The class.
+        attributes: What one of its instances has in its ``__dict__``.
+    """
     for base in mro_of(kind):
         # A user's own subclass of a tensor lives in the user's module; its base does not. Such a
         # type exists, so its framework is loaded already: nothing is imported for an answer.
@@ -145,6 +217,31 @@ def array_type_of(kind: type) -> ArrayType | None:
             array_type = adapter.array_type(base)
             if array_type is not None:
                 return array_type
+    places = [attributes, *(_vars(base) for base in mro_of(kind) if root_of(base) != "numpy")]
+    if any(name in place for place in places for name in _ARRAY_PROTOCOLS):
+        return _protocols().array_type(kind)
+    return None
+
+
+# How an array that is none of a known framework shows itself. NumPy's speak one of the protocols,
+# and are on no device.
+_ARRAY_PROTOCOLS: Final = ("__cuda_array_interface__", "__dlpack_device__")
+_STREAM_PROTOCOL: Final = "__cuda_stream__"
+
+
+def _protocols() -> Adapter:
+    adapter: Adapter = import_module(_PROTOCOLS).ADAPTER
+    return adapter
+
+
+def framework_of(kind: type, device_type: str) -> Framework | None:
+    """The framework that puts arrays of a type on devices of a type; None if there is none."""
+    for base in mro_of(kind):
+        adapter = adapter_of(root_of(base))
+        if adapter is not None:
+            for framework in adapter.frameworks():
+                if framework.device_type == device_type:
+                    return framework
     return None
 
 
@@ -158,6 +255,18 @@ def loaded(device_type: str) -> list[Framework]:
     return found
 
 
+def stream_types(device_type: str) -> tuple[type, ...]:
+    """The classes that a stream of a type of device has to be an instance of, to be of use."""
+    found: tuple[type, ...] = ()
+    for root in _ADAPTERS:
+        adapter = adapter_of(root)
+        if adapter is not None and any(
+            each.device_type == device_type for each in adapter.frameworks()
+        ):
+            found += adapter.stream_types()
+    return found
+
+
 def stream_of(stream: object) -> tuple[Device, StreamHandle] | None:
     """Device and handle of a stream object of any framework; None if it is no such thing."""
     for base in mro_of(type(stream)):
@@ -166,4 +275,6 @@ def stream_of(stream: object) -> tuple[Device, StreamHandle] | None:
             found = adapter.stream_of(stream)
             if found is not None:
                 return found
+    if any(_STREAM_PROTOCOL in _vars(base) for base in mro_of(type(stream))):
+        return _protocols().stream_of(stream)
     return None

@@ -12,7 +12,7 @@ from typing import cast
 from gpufut import sim
 from gpufut.device import Device
 from gpufut.errors import DeviceUnavailableError
-from gpufut.frameworks import ArrayType, Framework, Place
+from gpufut.frameworks import ArrayType, Framework, Owner, Place
 from gpufut.runtimes import StreamHandle
 from gpufut.runtimes.sim import machine
 
@@ -23,6 +23,7 @@ class SimLibrary:
     """One array library of the active machine."""
 
     device_type = "sim"
+    exports_streams = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -34,11 +35,14 @@ class SimLibrary:
     def current_stream(self, device: int) -> StreamHandle:
         return self._library.current_stream(device).handle
 
+    def exported_stream(self, array: object) -> StreamHandle | None:
+        return None
+
     def save_streams(self, devices: Iterable[int]) -> object:
         library = self._library
         return library, [library.current_stream(device) for device in devices]
 
-    def set_streams(self, streams: dict[int, StreamHandle]) -> None:
+    def set_streams(self, streams: dict[int, StreamHandle], saved: object) -> None:
         library = self._library
         for handle in streams.values():
             library.set_stream(machine().stream_from_handle(handle))
@@ -48,16 +52,38 @@ class SimLibrary:
         for stream in before:
             library.set_stream(stream)
 
-    def keep_memory(self, array: object, device: int, stream: StreamHandle) -> object | None:
+    def keep_memory(self, array: object, device: int, stream: StreamHandle) -> Owner | None:
+        if isinstance(array, sim.PinnedArray):
+            return None  # the machine never gives pinned memory to somebody else
         if isinstance(array, sim.TrackingArray):
             array.record_stream(machine().stream_from_handle(stream))
             return None
         memory = cast(sim.Array, array).memory
-        return None if memory.stream.handle == stream else memory
+        return None if memory.stream.handle == stream else Owner(memory)
 
     def devices_in_use(self) -> Iterable[int]:
         active = machine()
         return [device for device in range(active.device_count) if active.touched(device)]
+
+    def to_host(self, array: object) -> object:
+        source = cast(sim.Array, array)
+        target = machine().pinned(source.shape, source.dtype)
+        self._library.current_stream(source.device).copy(target, source, name="to host")
+        return target
+
+    def to_device(self, array: object, device: int) -> object:
+        source = cast("sim.Array | sim.PinnedArray", array)
+        target = self._library.empty(source.shape, source.dtype, device=device)
+        to = self._library.current_stream(device)
+        if isinstance(source, sim.Array) and source.device != device:
+            # As torch copies between devices: where the source lies, after both, before the rest.
+            at = self._library.current_stream(source.device)
+            at.wait(to.record())
+            at.copy(target, source, name=f"to device {device}")
+            to.wait(at.record())
+        else:
+            to.copy(target, source, name=f"to device {device}")
+        return target
 
 
 _TRACKING = SimLibrary("tracking")
@@ -109,6 +135,9 @@ class SimAdapter:
         if not isinstance(stream, sim.Stream):
             return None
         return Device("sim", stream.device), stream.handle
+
+    def stream_types(self) -> tuple[type, ...]:
+        return ()
 
 
 ADAPTER = SimAdapter()

@@ -1,59 +1,511 @@
-"""torch, as gpufut sees it: host tensors only, until the CUDA runtime joins.
+"""torch, as gpufut sees it: on CUDA (and ROCm, which torch calls so), and on any other accelerator.
 
-A tensor in host memory costs one attribute and one look. A tensor on a device, or in pinned memory
-that a device may be filling, is found and completes its future with an error that says so: handing
-it on unordered would be a silent race.
+A tensor in ordinary host memory costs one attribute and one look. On CUDA, the current streams are
+read and set through the private functions that torch's own generated code uses: the public ones
+cost ten times as much, and a hand-off is made of such calls. Elsewhere `torch.accelerator` does it.
+
+Nothing here initialises torch's part for a device before work is to be launched there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from operator import attrgetter
+from typing import Any, Final, cast
 
 import torch
 
+from gpufut import driver, runtimes
 from gpufut.device import Device
 from gpufut.errors import DeviceUnavailableError
-from gpufut.frameworks import ArrayType, Framework
+from gpufut.frameworks import ArrayType, Framework, Owner, Place
 from gpufut.runtimes import StreamHandle
 
 __all__ = ["ADAPTER"]
+
+# torch's number for the type of device, and how gpufut and torch call the legacy default stream.
+_CUDA_NUMBER: Final = 1
+_LEGACY: Final = 1
+_LEGACY_OF_TORCH: Final = 0
+
+# What `__torch_dispatch__` is in classes whose tensors have memory of their own. Others wrap.
+_NO_DISPATCH: Final = torch.Tensor.__torch_dispatch__
+
+# Stream objects for `record_stream`, past which they are made anew: programs make and drop streams.
+_MOST_STREAMS: Final = 4096
+
+# Back ends out of tree are known to put a subclass of their own in the place of `torch.Stream`.
+_STREAM: Final = torch.Stream.__mro__[-2]
+
+_use_count: Final = torch._C._storage_Use_Count
+
+
+class _Torch:
+    """torch on one type of device: what is the same on all.
+
+    Args:
+        device_type: What torch calls the type.
+    """
+
+    name = "torch"
+    exports_streams = False
+
+    def __init__(self, device_type: str) -> None:
+        self.device_type = device_type
+        self._streams: dict[tuple[int, StreamHandle], torch.Stream] = {}
+        runtimes.on_reset(self._streams.clear)
+
+    def exported_stream(self, array: object) -> StreamHandle | None:
+        return None
+
+    def _stream(self, device: int, handle: StreamHandle) -> torch.Stream:
+        """A stream as torch's object; kept, because to make one costs more than a record."""
+        if len(self._streams) >= _MOST_STREAMS:
+            self._streams.clear()
+        stream = self._make_stream(device, handle)
+        self._streams[device, handle] = stream
+        return stream
+
+    def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
+        raise NotImplementedError
+
+    @cached_property
+    def _owns(self) -> Callable[[torch.UntypedStorage], bool]:
+        """Whether memory is the caching allocator's, which hears of `record_stream`.
+
+        A storage over memory that somebody else brought along cannot be resized.
+        """
+        return _is_resizable
+
+    def keep_memory(self, array: object, device: int, stream: StreamHandle) -> Owner | None:
+        """As promised; the gradient of a leaf is kept with it.
+
+        Sparse, nested and wrapping tensors: what they are made of.
+        """
+        tensor = cast(torch.Tensor, array)
+        recorded = self._streams.get((device, stream)) or self._stream(device, stream)
+        unheard: list[object] = []
+        self._tell(tensor, recorded, unheard)
+        # Asking a tensor inside a graph for its gradient would warn.
+        if tensor.requires_grad and tensor.is_leaf and tensor.grad is not None:
+            self._tell(tensor.grad, recorded, unheard)
+        if not unheard:
+            return None
+        if all(isinstance(each, torch.UntypedStorage) for each in unheard):
+            if len(unheard) == 1:
+                return Owner(unheard[0], _is_shared)
+            return Owner(tuple(unheard), _any_is_shared)
+        return Owner(tensor)  # torch cannot tell who shares the memory; the tensor holds all of it
+
+    def _tell(self, tensor: Any, stream: torch.Stream, unheard: list[object]) -> None:
+        """Tell torch's allocator that *stream* uses a tensor, or add its storage to *unheard*."""
+        try:
+            if type(tensor).__torch_dispatch__ is _NO_DISPATCH:
+                storage = tensor.untyped_storage()
+                if tensor.is_cpu or not self._owns(storage):
+                    unheard.append(storage)
+                else:
+                    tensor.record_stream(stream)
+                return
+        except Exception:  # it has no storage of its own, or is of a kind that records nothing
+            pass
+        try:
+            parts = _parts_of(tensor)
+            if parts:
+                for part in parts:
+                    if part.is_cpu is tensor.is_cpu:  # a jagged tensor keeps some on the host
+                        self._tell(part, stream, unheard)
+                return
+            storage = tensor.untyped_storage()
+            if type(tensor).__torch_dispatch__ is _NO_DISPATCH or not storage.resizable():
+                unheard.append(storage)
+            else:  # a class of the user's own; only it can say what it is made of
+                tensor.record_stream(stream)
+        except Exception:
+            unheard.append(tensor)
+
+    def to_host(self, array: object) -> object:
+        """A detached copy, in pinned memory where torch has it and the tensor is dense.
+
+        Of sparse, nested, quantised and wrapping tensors there are no pinned copies: the host waits
+        for those.
+        """
+        source = cast(torch.Tensor, array).detach()
+        if source.is_conj() or source.is_neg():
+            # torch would finish such a view on the host, before the copy has landed.
+            source = source.resolve_conj().resolve_neg()
+        target = _pinned_like(source)
+        return source.to("cpu") if target is None else target.copy_(source, non_blocking=True)
+
+    def to_device(self, array: object, device: int) -> object:
+        """A copy that stays in the autograd graph. torch orders both devices' current streams.
+
+        What lies in ordinary memory is copied to pinned memory first: the device would read it at
+        its own time, when it may be somebody else's.
+        """
+        source = cast(torch.Tensor, array)
+        target = torch.device(self.device_type, device)
+        if source.is_cpu and not source.is_pinned():
+            staged = _pinned_like(source)
+            if staged is None:
+                return source.to(target)
+            source = staged.copy_(source)
+        return source.to(target, non_blocking=True)
+
+
+class CudaTorch(_Torch):
+    """torch on CUDA or ROCm."""
+
+    def __init__(self) -> None:
+        super().__init__("cuda")
+
+    def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
+        return torch.Stream(stream_id=_id_of(handle), device_index=device, device_type=_CUDA_NUMBER)
+
+    @cached_property
+    def _owns(self) -> Callable[[torch.UntypedStorage], bool]:
+        # Which allocator it is cannot change once there is a tensor.
+        backend = getattr(torch._C, "_cuda_getAllocatorBackend", None)
+        if backend is not None and backend() != "native" and "MallocAsync" not in backend():
+            return _never  # a pluggable one may not want to hear of streams, and cannot be asked
+        has_deleter = getattr(torch._C, "_has_Standard_Deleter", None)
+        if has_deleter is None:
+            return _is_resizable
+        # The allocator's own test. It also knows memory that was sent to another process, which
+        # can be resized and all the same is not the allocator's any more.
+        return lambda storage: cast(bool, has_deleter(storage._cdata))
+
+    def current_stream(self, device: int) -> StreamHandle | None:
+        # As long as torch has not been initialised it has launched nothing, and asking it would
+        # make a context on the current device.
+        if not torch.cuda.is_initialized():
+            return _LEGACY
+        handle: int = torch._C._cuda_getCurrentRawStream(device)
+        return handle or _LEGACY
+
+    # What is saved: the current device, and for each of the given devices what torch says of its
+    # current stream: its id, device and type. The current device comes last, because to set a
+    # stream is to switch to its device.
+
+    def save_streams(self, devices: Iterable[int]) -> object:
+        # Before torch is initialised a stream can be set, but torch would not say so afterwards:
+        # `current_stream`, for one. It makes no context, and whoever is to launch with torch on
+        # this device initialises it anyway.
+        if not torch.cuda.is_initialized():
+            torch.cuda.init()
+        current = torch._C._cuda_getDevice()
+        return current, [
+            torch._C._cuda_getCurrentStream(device) for device in _last(current, devices)
+        ]
+
+    def set_streams(self, streams: dict[int, StreamHandle], saved: object) -> None:
+        current, before = cast("_CudaStreams", saved)
+        self._set(
+            current, [(_id_of(streams[device]), device, number) for _, device, number in before]
+        )
+
+    def restore_streams(self, saved: object) -> None:
+        self._set(*cast("_CudaStreams", saved))
+
+    def _set(self, current: int, streams: list[tuple[int, int, int]]) -> None:
+        """Set current streams, and leave the current device as it is."""
+        if not streams:
+            return
+        leaves = streams[-1][1] != current
+        if leaves and not driver.has_context(current):
+            # To select the device again would make a context there. The driver need not.
+            for stream in streams:
+                with driver.current(stream[1]):
+                    _set_stream(*stream)
+            # It may be current in torch's books only, until there is a context.
+            if torch._C._cuda_getDevice() != current:
+                torch._C._cuda_maybeExchangeDevice(current)
+            return
+        for stream in streams:
+            _set_stream(*stream)
+        if leaves:
+            torch._C._cuda_setDevice(current)
+
+    def devices_in_use(self) -> Iterable[int]:
+        if not torch.cuda.is_initialized():
+            return ()
+        return [device for device in range(torch.cuda.device_count()) if driver.has_context(device)]
+
+
+class AcceleratorTorch(_Torch):
+    """torch on another accelerator than CUDA, whichever it has.
+
+    Args:
+        device_type: What torch calls the type.
+    """
+
+    def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
+        number = torch.accelerator.current_stream(device).device_type
+        return torch.Stream(stream_id=handle, device_index=device, device_type=number)
+
+    def current_stream(self, device: int) -> StreamHandle | None:
+        handle: int = torch.accelerator.current_stream(device).stream_id
+        return handle
+
+    # What is saved: the current device, and the current stream of each of the given devices, that
+    # of the current device last, because to set a stream is to switch to its device.
+
+    def save_streams(self, devices: Iterable[int]) -> object:
+        current = torch.accelerator.current_device_index()
+        return current, [
+            torch.accelerator.current_stream(device) for device in _last(current, devices)
+        ]
+
+    def set_streams(self, streams: dict[int, StreamHandle], saved: object) -> None:
+        current, before = cast("tuple[int, list[torch.Stream]]", saved)
+        for stream in before:
+            device = stream.device_index
+            handle = streams[device]
+            torch.accelerator.set_stream(
+                self._streams.get((device, handle)) or self._stream(device, handle)
+            )
+        self._go_back(current, before)
+
+    def restore_streams(self, saved: object) -> None:
+        current, before = cast("tuple[int, list[torch.Stream]]", saved)
+        for stream in before:
+            torch.accelerator.set_stream(stream)
+        self._go_back(current, before)
+
+    def _go_back(self, current: int, before: list[torch.Stream]) -> None:
+        if before and before[-1].device_index != current:
+            torch.accelerator.set_device_index(current)
+
+    def devices_in_use(self) -> Iterable[int]:
+        """The only device; of several, those on which torch's allocator has memory.
+
+        All of them where torch cannot say.
+        """
+        if not _is_initialized(self.device_type):
+            return ()
+        devices = range(torch.accelerator.device_count())
+        return devices if len(devices) < 2 else [each for each in devices if _has_memory(each)]
+
+
+# What `CudaTorch` saves: the current device; then id, device and type of each stream.
+_CudaStreams = tuple[int, list[tuple[int, int, int]]]
+
+
+def _set_stream(stream_id: int, device: int, number: int) -> None:
+    torch._C._cuda_setStream(stream_id=stream_id, device_index=device, device_type=number)
+
+
+def _id_of(handle: StreamHandle) -> int:
+    """torch's id of a CUDA stream. 1 would be none."""
+    return _LEGACY_OF_TORCH if handle == _LEGACY else handle
+
+
+def _last(current: int, devices: Iterable[int]) -> list[int]:
+    """*devices*, with *current* last if it is among them."""
+    ordered = list(devices)
+    if current in ordered:
+        ordered.remove(current)
+        ordered.append(current)
+    return ordered
+
+
+def _is_initialized(device_type: str) -> bool:
+    """Whether torch may have made a context on a device of the type."""
+    ask = getattr(torch.get_device_module(device_type), "is_initialized", None)
+    initialized: bool = ask is None or ask()
+    return initialized
+
+
+def _has_memory(device: int) -> bool:
+    """Whether torch's allocator has memory on a device of its accelerator, or does not say."""
+    try:
+        nbytes: int = torch.accelerator.memory_reserved(device)
+    except (AttributeError, RuntimeError):
+        return True
+    return nbytes > 0
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def _is_resizable(storage: torch.UntypedStorage) -> bool:
+    resizable: bool = storage.resizable()
+    return resizable
+
+
+def _never(storage: torch.UntypedStorage) -> bool:
+    return False
+
+
+def _is_shared(storage: Any) -> bool:
+    """Whether any tensor refers to the storage. Its Python object counts once, however held."""
+    return bool(_use_count(storage._cdata) > 1)
+
+
+def _any_is_shared(storages: tuple[Any, ...]) -> bool:
+    return any(map(_is_shared, storages))
+
+
+def _parts_of(tensor: Any) -> list[Any]:
+    """The tensors that a sparse, nested or wrapping tensor is made of; none if it is neither."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is not None:
+        return [getattr(tensor, name) for name in flatten()[0]]
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return [torch._C._functorch.get_unwrapped(tensor)]
+    layout = tensor.layout
+    if layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if layout is torch.sparse_csr or layout is torch.sparse_bsr:
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if layout is torch.sparse_csc or layout is torch.sparse_bsc:
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    if tensor.is_nested:
+        return [tensor.values()]
+    return []
+
+
+def _pinned_like(tensor: torch.Tensor) -> torch.Tensor | None:
+    """New pinned memory for a tensor; None if there is none, or none of its kind."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or _parts_of(tensor):
+        return None
+    try:
+        return torch.empty_like(tensor, device="cpu", pin_memory=True)
+    except RuntimeError:
+        return None
+
+
+# -- the adapter -----------------------------------------------------------------------------------
+
+_PRIVATE: Final = vars(torch._C)  # to look there for a name costs a tenth of asking in vain
+_CUDA: Final = CudaTorch()
+_accelerators: Final[dict[str, AcceleratorTorch]] = {}
+
+
+def _has_cuda() -> bool:
+    """Whether torch was built with CUDA or ROCm."""
+    return "_cuda_setStream" in _PRIVATE
+
+
+def _accelerator() -> AcceleratorTorch | None:
+    """torch on its accelerator, if it has one that is not CUDA. Initialises nothing.
+
+    Asked each time: a back end out of tree registers itself when it is imported.
+    """
+    # With CUDA built in, only a back end out of tree can come before it.
+    if _has_cuda() and torch._C._get_privateuse1_backend_name() == "privateuseone":
+        return None
+    found = torch.accelerator.current_accelerator()
+    if found is None or found.type == "cuda":
+        return None
+    framework = _accelerators.get(found.type)
+    if framework is None:
+        framework = _accelerators.setdefault(found.type, AcceleratorTorch(found.type))
+    return framework
 
 
 def _is_pageable(tensor: torch.Tensor) -> bool:
     # Asking a tensor whether it is pinned would look for a device that has a context. While CUDA
     # sleeps, nothing is pinned.
-    return tensor.is_cpu and not (torch.cuda.is_initialized() and tensor.is_pinned())
+    try:
+        return tensor.is_cpu and not (torch.cuda.is_initialized() and tensor.is_pinned())
+    except RuntimeError:  # what torch cannot ask: an opaque or wrapping tensor
+        return not _holds_pinned(tensor)
 
 
-def _refuse(tensor: torch.Tensor) -> None:
-    if tensor.is_meta:
-        return
-    where = "in pinned host memory" if tensor.is_cpu else f"on {tensor.device}"
-    raise DeviceUnavailableError(
-        f"the value holds a torch tensor {where}; this version of gpufut hands on torch tensors in "
-        "ordinary host memory only, because it cannot order torch's device work yet"
-    )
+def _is_pageable_elsewhere(tensor: torch.Tensor) -> bool:
+    # For other accelerators torch looks itself whether there is a context yet.
+    try:
+        return tensor.is_cpu and not tensor.is_pinned()
+    except RuntimeError:
+        return not _holds_pinned(tensor)
 
 
-_TENSOR = ArrayType(
-    # A build without CUDA pins nothing, so that the tensor's own attribute, in C, is the answer.
-    on_host=_is_pageable if torch.backends.cuda.is_built() else attrgetter("is_cpu"),
-    locate=_refuse,
-)
+def _holds_pinned(tensor: Any) -> bool:
+    """Whether a tensor that cannot be asked is made of one that is in pinned memory."""
+    try:
+        return any(part.is_pinned() for part in _parts_of(tensor))
+    except Exception:
+        return False
+
+
+# Where a tensor on a device is, by torch's name of the device.
+_PLACES: Final[dict[torch.device, Place]] = {}
+
+
+def _locate(tensor: torch.Tensor) -> Place | None:
+    device = tensor.device
+    place = _PLACES.get(device)
+    if place is not None or tensor.is_meta:
+        return place
+    accelerator = _accelerator()
+    if tensor.is_cpu:
+        return accelerator or _CUDA, None
+    framework = _CUDA if tensor.is_cuda else accelerator
+    if framework is None or framework.device_type != device.type:
+        raise DeviceUnavailableError(
+            f"the value holds a torch tensor on {device}, and gpufut cannot order work on devices "
+            f"of type {device.type!r}: it knows CUDA and what torch.accelerator finds, which is "
+            + ("nothing" if framework is None else f"{framework.device_type!r}")
+        )
+    # Some devices are the only one of their type, and go without an index.
+    place = framework, Device(device.type, device.index or 0)
+    return _PLACES.setdefault(device, place)
+
+
+def _always(tensor: torch.Tensor) -> bool:
+    return True
+
+
+def _nowhere(tensor: torch.Tensor) -> None:
+    return None
+
+
+# Without an accelerator nothing is pinned, so that the tensor's own attribute, in C, is the answer.
+_ON_HOST: Final = ArrayType(attrgetter("is_cpu"), _locate)
+_ON_CUDA: Final = ArrayType(_is_pageable, _locate)
+_ELSEWHERE: Final = ArrayType(_is_pageable_elsewhere, _locate)
+_FAKE: Final = ArrayType(_always, _nowhere)  # shapes without data, whatever device they name
 
 
 class TorchAdapter:
-    """torch, without devices."""
+    """torch, with what it has been built for and what has been registered with it."""
 
     def frameworks(self) -> Sequence[Framework]:
-        return ()
+        accelerator = _accelerator()
+        if _has_cuda():
+            return (_CUDA,) if accelerator is None else (_CUDA, accelerator)
+        return () if accelerator is None else (accelerator,)
 
     def array_type(self, kind: type) -> ArrayType | None:
-        return _TENSOR if kind is torch.Tensor else None
+        if kind is torch.Tensor:
+            if _has_cuda():
+                return _ON_CUDA
+            return _ON_HOST if _accelerator() is None else _ELSEWHERE
+        fake = sys.modules.get("torch._subclasses.fake_tensor")
+        return _FAKE if kind is getattr(fake, "FakeTensor", None) else None
 
     def stream_of(self, stream: object) -> tuple[Device, StreamHandle] | None:
-        return None
+        if not isinstance(stream, _STREAM):
+            return None
+        kind, index = stream.device.type, stream.device_index
+        if kind == "cpu":  # has no streams; torch only makes objects for them
+            return None
+        if kind != "cuda":
+            return Device(kind, index), stream.stream_id
+        if not _has_cuda():
+            raise DeviceUnavailableError(f"{stream!r} is a CUDA stream; this torch has no CUDA")
+        named: Any = stream
+        if not isinstance(stream, torch.cuda.Stream):  # the general class does not know the handle
+            named = torch.cuda.Stream(
+                stream_id=stream.stream_id, device_index=index, device_type=_CUDA_NUMBER
+            )
+        return Device(kind, index), named.cuda_stream or _LEGACY
+
+    def stream_types(self) -> tuple[type, ...]:
+        return ()
 
 
 ADAPTER = TorchAdapter()

@@ -25,7 +25,9 @@ __all__ = [
     "default_type",
     "forks",
     "get",
+    "on_helper_thread",
     "on_reset",
+    "prepare_helper_thread",
     "reset",
 ]
 
@@ -41,6 +43,34 @@ class Runtime(Protocol):
     """
 
     type: str
+
+    thread_stream: StreamHandle | None
+    """The handle that names another stream in each thread, as CUDA's 2 does. None: there is none.
+
+    It means something in the calling thread only: nobody may keep it for another one.
+    """
+
+    def canonical(self, handle: StreamHandle) -> StreamHandle:
+        """The one handle under which gpufut knows the stream that *handle* names.
+
+        Two names for one stream would be taken for two streams, and two streams under one name for
+        one, which is worse.
+        """
+
+    def lasting(self, handle: StreamHandle) -> StreamHandle:
+        """A handle that means in every thread a stream which comes after all work on *handle*.
+
+        The handle itself, unless it is `thread_stream`.
+        """
+
+    def capture(self, device: int, stream: StreamHandle) -> int | None:
+        """Which capture into a graph is under way on the stream, by an id; None if none is."""
+
+    def can_be_captured(self, handle: StreamHandle) -> bool:
+        """Whether the stream may become part of a capture; a default stream may not."""
+
+    def has_failed(self, device: int) -> bool:
+        """Whether the device works no more, so that nothing on it reads memory. Never blocks."""
 
     def device_count(self) -> int:
         """How many devices there are. Creates no context.
@@ -71,35 +101,36 @@ class Runtime(Protocol):
         """Make *stream*, of *device*, wait for *event*, of any device. Never blocks the host."""
 
     def query(self, device: int, event: EventHandle) -> bool:
-        """True if the work that *event* stands for has finished. Never blocks."""
+        """True if the work that *event* stands for has finished. Never blocks.
+
+        Legal while a stream is being captured, in any thread; *event* itself is not captured.
+        """
 
     def synchronize(self, device: int, event: EventHandle, timeout: float | None) -> bool:
         """Block the host until *event*'s work has finished; False if *timeout* seconds pass."""
 
 
-# Where the runtime of a device type is found. A type that is not here has none yet.
-_MODULES: Final = {"sim": "gpufut.runtimes.sim"}
+# The modules that serve a type of device. What is not named here may be an accelerator that torch
+# knows: those are discovered. Each offers ``serve(type) -> Runtime``.
+_MODULES: Final = {"sim": "gpufut.runtimes.sim", "cuda": "gpufut.runtimes.cuda"}
+_OTHERS: Final = "gpufut.runtimes.accelerator"
 _loaded: dict[str, Runtime] = {}
 
 
 def get(type: str) -> Runtime:
-    """The runtime that serves devices of a type.
+    """The runtime that serves devices of a type. Touches no driver.
 
     Raises:
-        DeviceUnavailableError: There is none.
+        DeviceUnavailableError: There is none, and what is missing.
     """
     runtime = _loaded.get(type)
     if runtime is None:
-        name = _MODULES.get(type)
-        if name is None:
-            raise DeviceUnavailableError(
-                f"gpufut has no runtime for devices of type {type!r}; "
-                f"it knows: {', '.join(sorted(_MODULES))}"
-            )
-        imported: Runtime | None = getattr(import_module(name), "RUNTIME", None)
-        if imported is None:  # a signal handler struck while it was being imported, and asks us
+        serve: Callable[[str], Runtime] | None = getattr(
+            import_module(_MODULES.get(type, _OTHERS)), "serve", None
+        )
+        if serve is None:  # a signal handler struck while it was being imported, and asks us
             raise DeviceUnavailableError(f"the runtime for {type!r} is being imported just now")
-        runtime = _loaded.setdefault(type, imported)
+        runtime = _loaded.setdefault(type, serve(type))
     return runtime
 
 
@@ -137,6 +168,33 @@ def reset() -> None:
 def forks() -> int:
     """How many forks lie between this process and the one that imported gpufut."""
     return _forks
+
+
+# What a runtime has to do in each of gpufut's own threads, before it is asked anything there.
+_helper_hooks: list[Callable[[], object]] = []
+
+
+def on_helper_thread(hook: Callable[[], object]) -> None:
+    """Have *hook* called once in each thread of gpufut's own, before the thread asks a runtime.
+
+    Also in those that run already.
+    """
+    _helper_hooks.append(hook)
+
+
+def prepare_helper_thread(prepared: int) -> int:
+    """Call, in one of gpufut's own threads, the hooks that it has not called.
+
+    Args:
+        prepared: What the last call in this thread returned; 0 for the first.
+    """
+    hooks = _helper_hooks[prepared:]
+    for hook in hooks:
+        try:
+            hook()
+        except Exception:  # such as that there is no driver: whoever asks it is told better
+            continue
+    return prepared + len(hooks)
 
 
 def _after_fork_in_child() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Final, cast
 
 from gpufut import runtimes, sim
 from gpufut.errors import DeviceUnavailableError
 from gpufut.runtimes import EventHandle, StreamHandle
 
-__all__ = ["RUNTIME", "machine"]
+__all__ = ["machine", "serve"]
 
 
 def machine() -> sim.Machine:
@@ -33,6 +33,27 @@ class SimRuntime:
     """Streams and events of the active `gpufut.sim.Machine`."""
 
     type = "sim"
+    thread_stream: StreamHandle | None = None
+
+    def canonical(self, handle: StreamHandle) -> StreamHandle:
+        return handle
+
+    def lasting(self, handle: StreamHandle) -> StreamHandle:
+        return handle
+
+    def capture(self, device: int, stream: StreamHandle) -> int | None:
+        return machine().stream_from_handle(stream).capture_id
+
+    def can_be_captured(self, handle: StreamHandle) -> bool:
+        stream = machine().stream_from_handle(handle)
+        return stream is not machine().default_stream(stream.device)
+
+    def has_failed(self, device: int) -> bool:
+        try:
+            machine().default_stream(device).query()
+        except sim.DeviceError:
+            return True
+        return False
 
     def device_count(self) -> int:
         return machine().device_count
@@ -62,7 +83,13 @@ class SimRuntime:
         return _event(event).synchronize(timeout)
 
 
-RUNTIME: runtimes.Runtime = SimRuntime()
+_RUNTIME: Final = SimRuntime()
+
+
+def serve(type: str) -> runtimes.Runtime:
+    """The runtime for ``sim``."""
+    return _RUNTIME
+
 
 # Pools hold handles of the machine that was active when they were filled.
 sim.on_switch(runtimes.reset)

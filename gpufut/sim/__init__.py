@@ -2,7 +2,8 @@
 
 It stands in for GPUs in tests: NumPy is the storage, a scheduler is the hardware. It promises:
 
-- what it accepts means what it means on CUDA: in-order streams, events, stream-ordered memory;
+- what it accepts means what it means on CUDA: in-order streams, events, stream-ordered memory,
+  stream capture;
 - work runs *after* the call that enqueues it, as late or in as odd an order as streams and events
   allow, so that a missing wait gives wrong data, the same wrong data for the same seed;
 - a missing wait is also reported, whether or not it did harm this time: `RaceError` names both
@@ -25,7 +26,8 @@ True
 from __future__ import annotations
 
 from gpufut.sim.arrays import Array, Library, PinnedArray, PlainArray, TrackingArray
-from gpufut.sim.errors import DeviceError, InvalidHandleError, SimError
+from gpufut.sim.capture import CaptureMode, Graph
+from gpufut.sim.errors import CaptureError, DeviceError, InvalidHandleError, SimError
 from gpufut.sim.machine import Machine, active, on_switch
 from gpufut.sim.memory import POISON_BYTE, Memory, is_poison
 from gpufut.sim.races import Access, RaceError
@@ -37,9 +39,12 @@ __all__ = [
     "POISON_BYTE",
     "Access",
     "Array",
+    "CaptureError",
+    "CaptureMode",
     "DeviceError",
     "Event",
     "Gate",
+    "Graph",
     "HostToken",
     "InvalidHandleError",
     "Library",

@@ -93,6 +93,7 @@ class Array:
 
         Raises:   RaceError: the stream is not ordered after the last write.
                   DeviceError: a device that it waited for has failed.
+                  CaptureError: the stream captures, or a capture forbids synchronous reads.
         Streams:  *stream*, else the library's current stream of the array's device.
         """
         if stream is None:

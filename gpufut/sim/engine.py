@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 
+from gpufut.sim.capture import Capture, CaptureMode, refuse_unsafe_locked, wait_locked
 from gpufut.sim.clocks import START, Clock, advanced, joined
 from gpufut.sim.errors import DeviceError, InvalidHandleError
 from gpufut.sim.layout import Layout
@@ -51,8 +52,9 @@ class Engine:
         self.elapsed = 0.0
         self.touched: set[int] = set()
         self.busy: dict[Stream, None] = {}
+        self.captures: list[Capture] = []  # those under way
         self.clock: Clock = START  # what host threads have seen the end of
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._only_needed: bool = getattr(scheduler, "only_needed", False)
         self._at_enqueue = getattr(scheduler, "at_enqueue", None)
         self._gate_timeout = gate_timeout
@@ -109,7 +111,11 @@ class Engine:
         """Judge and enqueue a kernel or a copy."""
         host = self.host()
         with self.lock:
-            self._begin_locked(stream)
+            capture = self.begin_locked(stream)
+            if capture is not None:
+                return capture.submit_locked(
+                    stream, kind, name, fn, reads=reads, writes=writes, duration=duration
+                )
             if self.detector is not None and (reads or writes):
                 site = Site(name, stream.handle, stream.device, stream.seq + 1, host.name)
                 self.detector.enqueue(_accesses(site, reads, writes), stream.clock, self.clock)
@@ -133,10 +139,11 @@ class Engine:
                     f"event {event.handle} of device {event.device} cannot be recorded on "
                     f"{stream!r}; an event is recorded on streams of its own device"
                 )
-            self._begin_locked(stream)
+            capture = self.begin_locked(stream)
+            last = stream.last_op if capture is None else capture.last_locked(stream)
             self.counts["records"] += 1
             host.time += ENQUEUE_SECONDS
-            event.mark = Mark(stream.last_op, host.time)
+            event.mark = Mark(last, host.time, capture)
 
     def destroy_event(self, event: Event) -> None:
         """See `Event.destroy`."""
@@ -154,7 +161,7 @@ class Engine:
             event.check_alive(self)
             if stream.engine is not self:
                 raise InvalidHandleError(f"{stream!r} is of another machine")
-            self._begin_locked(stream)
+            capture = self.begin_locked(stream)
             self.counts["waits"] += 1
             mark = event.mark
             if mark is None:
@@ -162,15 +169,22 @@ class Engine:
                 return
             # What another thread recorded cannot be waited for before it was recorded.
             host.time = max(host.time, mark.time)
+            if capture is not None or mark.capture is not None:
+                wait_locked(stream, mark, host)
+                return
             dep = mark.op
             if dep is None or dep.stream is stream:
                 host.time += ENQUEUE_SECONDS
                 return
-            known = joined(stream.clock, dep.clock)
-            stream.clock = advanced(known, dep.stream.handle, dep.seq)
-            # Enqueued even if it is done already, so that a record after it carries what it knows.
-            self._append_locked(stream, "wait", "wait", host).dep = dep
+            self.follow_locked(stream, dep, host)
             self._settle_locked()
+
+    def follow_locked(self, stream: Stream, dep: Op, host: HostThread) -> None:
+        """What is enqueued on *stream* from now on runs after *dep*, an operation of another."""
+        known = joined(stream.clock, dep.clock)
+        stream.clock = advanced(known, dep.stream.handle, dep.seq)
+        # Enqueued even if it is done already, so that a record after it carries what it knows.
+        self._append_locked(stream, "wait", "wait", host).dep = dep
 
     def hold(self, stream: Stream, gate: Gate) -> None:
         """See `Stream.hold`."""
@@ -178,14 +192,22 @@ class Engine:
             raise InvalidHandleError("the gate and the stream are of different machines")
         host = self.host()
         with self.lock:
-            self._begin_locked(stream)
+            capture = self.begin_locked(stream)
+            if capture is not None:
+                capture.hold_locked(stream, gate)
+                return
             if gate.deadline == math.inf:
                 gate.deadline = time.monotonic() + self._gate_timeout
             self._append_locked(stream, "gate", "gate", host).gate = gate
             self._settle_locked()
 
-    def _begin_locked(self, stream: Stream) -> None:
-        """Whatever is enqueued now comes after all that host threads have seen the end of."""
+    def begin_locked(self, stream: Stream) -> Capture | None:
+        """Whatever is enqueued now comes after all that host threads have seen the end of.
+
+        Returns the capture that it becomes part of, if the stream captures.
+
+        Raises:   CaptureError: (901) that capture is invalidated.
+        """
         if self._running is not None:
             raise RuntimeError(
                 f"kernel '{self._running.name}' called the machine; a kernel may only compute"
@@ -194,6 +216,10 @@ class Engine:
         if stream.host_clock is not self.clock:
             stream.clock = joined(stream.clock, self.clock)
             stream.host_clock = self.clock
+        capture = stream.capture
+        if capture is not None:
+            capture.check_locked()
+        return capture
 
     def _append_locked(self, stream: Stream, kind: OpKind, name: str, host: HostThread) -> Op:
         host.time += ENQUEUE_SECONDS
@@ -212,8 +238,26 @@ class Engine:
             return
         count = self._at_enqueue()
         while count > 0 and (ready := self._ready_locked(self.busy)):
-            self._run_locked(self._scheduler.choose(ready, None))
+            self._run_locked(self.scheduler.choose(ready, None))
             count -= 1
+
+    # Capturing
+
+    def begin_capture(self, stream: Stream, mode: CaptureMode) -> Capture:
+        """See `Stream.begin_capture`."""
+        with self.lock:
+            under_way = self.begin_locked(stream)
+            if under_way is not None:
+                under_way.refuse(900, f"{stream!r} captures already")
+            capture = Capture(self, stream, mode)
+            self.captures.append(capture)
+            return capture
+
+    def forbid_unsafe(self, call: str) -> None:
+        """Raises CaptureError if a capture forbids the calling thread *call*, an unsafe one."""
+        if self.captures:  # without the lock: who begins one meanwhile might as well be later
+            with self.lock:
+                refuse_unsafe_locked(self.captures, call)
 
     # Asking and waiting
 
@@ -301,7 +345,7 @@ class Engine:
                 else self._ready_locked(self.busy)
             )
             if ready:
-                self._run_locked(self._scheduler.choose(ready, wanted))
+                self._run_locked(self.scheduler.choose(ready, wanted))
             else:
                 self._sleep_at_gates_locked(needed, give_up)
 
@@ -316,7 +360,7 @@ class Engine:
         if not ready:
             ready = self._ready_locked(self.busy)
         if ready:
-            self._run_locked(self._scheduler.choose(ready, wanted))
+            self._run_locked(self.scheduler.choose(ready, wanted))
         return bool(ready)
 
     # Running
@@ -474,10 +518,19 @@ class Engine:
         with self.lock:
             self._trip_locked("alloc")
             self.touched.add(stream.device)
+            name = f"{library}#{allocator.allocations + 1}"
+            if stream.capture is not None:
+                stream.capture.check_locked()
+                memory = allocator.allocate_locked(
+                    layout.nbytes, stream, name, layout.dtype, private=True
+                )
+                stream.capture.keep_locked(memory)
+                return memory
             for op in allocator.drain_locked():
                 # The allocator is host code: having seen the end of these, it lets the host go on.
                 self.clock = advanced(joined(self.clock, op.clock), op.stream.handle, op.seq)
-            name = f"{library}#{allocator.allocations + 1}"
+            if self.captures and not allocator.fits_locked(layout.nbytes, stream):
+                self.forbid_unsafe("allocating memory from the driver")
             return allocator.allocate_locked(layout.nbytes, stream, name, layout.dtype)
 
     def judge_host_locked(self, view: View, kind: AccessKind) -> None:
@@ -487,7 +540,7 @@ class Engine:
         """
         if self.detector is not None:
             site = Site("host", None, None, 0, self.host().name)
-            self.detector.judge(view.lease.block.shadow, _access(kind, site, view), self.clock)
+            self.detector.judge(view.lease.block.shadow, view.access(kind, site), self.clock)
 
     def writes_pending_locked(self, block: Block) -> bool:
         """Whether work that writes *block* has not run."""
@@ -504,14 +557,9 @@ class Engine:
             return [OpRecord(*entry) for entry in self.timeline]
 
 
-def _access(kind: AccessKind, site: Site, view: View) -> Access:
-    lease = view.lease
-    return Access(kind, site, lease.name, view.layout, lease.number)
-
-
 def _accesses(
     site: Site, reads: Sequence[View], writes: Sequence[View]
 ) -> list[tuple[Shadow, Access]]:
-    found = [(view.lease.block.shadow, _access("read", site, view)) for view in reads]
-    found.extend((view.lease.block.shadow, _access("write", site, view)) for view in writes)
+    found = [(view.lease.block.shadow, view.access("read", site)) for view in reads]
+    found.extend((view.lease.block.shadow, view.access("write", site)) for view in writes)
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpufut.sim.arrays import Library, PinnedArray, PlainArray, Shape, TrackingArray
+from gpufut.sim.capture import CaptureMode, Graph, refuse_device_wait_locked
 from gpufut.sim.engine import Engine
 from gpufut.sim.errors import InvalidHandleError
 from gpufut.sim.races import Detector, RaceError
@@ -120,7 +122,11 @@ class Machine:
         return Event(engine, device)
 
     def pinned(self, shape: Shape, dtype: npt.DTypeLike = np.float32) -> PinnedArray:
-        """Page-locked host memory; poison until it is written."""
+        """Page-locked host memory; poison until it is written.
+
+        Raises:   CaptureError: (900) a capture forbids it: see `Stream.begin_capture`.
+        """
+        self._engine.forbid_unsafe("allocating pinned memory")
         with self._engine.lock:
             self._pinned += 1
             name = f"pinned#{self._pinned}"
@@ -129,6 +135,40 @@ class Machine:
     def gate(self) -> Gate:
         """A closed gate, for `Stream.hold`."""
         return Gate(self._engine)
+
+    @contextmanager
+    def capture(self, stream: Stream, *, mode: CaptureMode = "global") -> Iterator[Graph]:
+        """Capture what the block enqueues on *stream*, and on streams that wait for its events.
+
+        The graph can be launched after the block. If the block raises, the capture is over and
+        the graph stays empty.
+
+        Raises:   CaptureError: as `Stream.begin_capture` and, at the end of the block,
+                  `Stream.end_capture`. InvalidHandleError: a stream of another machine.
+
+        >>> from gpufut import sim
+        >>> with sim.Machine() as m:
+        ...     stream, x = m.stream(), m.plain.zeros(1)
+        ...     stream.wait(m.default_stream().record())
+        ...     with m.capture(stream) as graph:
+        ...         stream.launch(lambda x, y: np.add(x, 1, out=y), reads=[x], writes=[x])
+        ...     for _ in range(3):
+        ...         graph.launch(stream)
+        ...     x.get(stream)
+        array([3.], dtype=float32)
+        """
+        engine = self._engine
+        if stream.engine is not engine:
+            raise InvalidHandleError(f"{stream!r} is of another machine")
+        capture = engine.begin_capture(stream, mode)
+        try:
+            yield capture.graph
+        except BaseException as error:
+            with engine.lock:
+                capture.invalidate(f"the block raised {error!r}")
+                capture.leave_locked()
+            raise
+        stream.end_capture()
 
     # Progress and waiting
 
@@ -162,11 +202,13 @@ class Machine:
         """Block the host until everything enqueued on *device*, or on all devices, is done.
 
         Raises:   DeviceError: a device that it waited for has failed.
+                  CaptureError: (900) a stream there captures, and the capture is invalidated.
         """
         devices = range(self.device_count) if device is None else (device,)
         engine = self._engine
         with engine.lock:
             engine.trip("synchronize")
+            refuse_device_wait_locked(engine.captures, devices)
             last = [s.last_op for s in self._streams.values() if s.device in devices]
             ops = [op for op in last if op is not None]
         engine.wait_for(ops, devices, "wait for device")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gpufut.sim.layout import Bytes, Layout, NumpyArray
-from gpufut.sim.races import Shadow
+from gpufut.sim.races import Access, AccessKind, Shadow, Site
 
 if TYPE_CHECKING:
     from gpufut.sim.streams import Op, Stream
@@ -94,6 +94,11 @@ class View:
         self.lease = lease
         self.layout = layout
 
+    def access(self, kind: AccessKind, site: Site) -> Access:
+        """What the race detector is told when work of *site* uses it."""
+        lease = self.lease
+        return Access(kind, site, lease.name, self.layout, lease.number)
+
     def array(self, *, writeable: bool) -> NumpyArray:
         """What a kernel gets. With the machine's lock held."""
         array = self.layout.on(self.lease.bytes())
@@ -154,19 +159,23 @@ class Allocator:
         self._arenas: dict[int, dict[int, list[Block]]] = {}
 
     def allocate_locked(
-        self, nbytes: int, stream: Stream, name: str, dtype: np.dtype[Any]
+        self, nbytes: int, stream: Stream, name: str, dtype: np.dtype[Any], *, private: bool = False
     ) -> Memory:
-        """Memory of *nbytes* from the arena of *stream*."""
+        """Memory of *nbytes* from the arena of *stream*; if *private*, from and for no arena."""
         size = max(1, -(-nbytes // _GRAIN)) * _GRAIN
-        block = self._take_locked(stream.handle, size)
+        block = None if private else self._take_locked(stream.handle, size)
         if block is None:
-            block = Block(size, stream.handle)
+            block = Block(size, 0 if private else stream.handle)
             self.reserved_bytes += size
         else:
             self.reuses += 1
         self.allocations += 1
         self.live_bytes += nbytes
         return Memory(Lease(block, stream.device, name, dtype), stream, nbytes, self._freed)
+
+    def fits_locked(self, nbytes: int, stream: Stream) -> bool:
+        """Whether the arena of *stream* has that much: else the memory comes from the driver."""
+        return any(nbytes <= size for size in self._arenas.get(stream.handle, ()))
 
     def collect_locked(self) -> None:
         """Take over what finalizers left."""
@@ -200,6 +209,9 @@ class Allocator:
         return seen
 
     def _put_locked(self, block: Block) -> None:
+        if block.home == 0:
+            self.reserved_bytes -= block.nbytes
+            return
         self._arenas.setdefault(block.home, {}).setdefault(block.nbytes, []).append(block)
 
     def trim_locked(self) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Scheduler(Protocol):
     """Picks the next operation. Called with the machine's lock held: it must not call the machine.
 
+    `Graph.launch` asks it too, which operation of the graph to enqueue next.
+
     Two more members are optional. `only_needed` (default False): of the runnable operations show
     only those that the waiting host forces. `at_enqueue() -> int` (default 0): after something was
     enqueued, run up to that many operations.

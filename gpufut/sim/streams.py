@@ -12,18 +12,19 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypeAlias
 
 import numpy as np
 
 from gpufut.sim.arrays import Array, PinnedArray
 from gpufut.sim.clocks import START, Clock
-from gpufut.sim.errors import InvalidHandleError
+from gpufut.sim.errors import CaptureError, InvalidHandleError
 from gpufut.sim.layout import NumpyArray
 from gpufut.sim.memory import View
 from gpufut.sim.timeline import copy_seconds
 
 if TYPE_CHECKING:
+    from gpufut.sim.capture import Capture, CaptureMode, Graph
     from gpufut.sim.engine import Engine
     from gpufut.sim.machine import Machine
 
@@ -81,15 +82,31 @@ class Op:
         return f"<Op {self.number} {self.kind} '{self.name}' on {self.stream.handle}, {state}>"
 
 
-class Mark(NamedTuple):
-    """What one record captured: the stream's last operation then, and the host's time."""
+class Mark:
+    """What one record captured: the stream's last operation then, and the host's time.
 
-    op: Op | None
-    time: float
+    In a stream that captures, the capture too; `op` is then one of it. Never changes after it was
+    made. No NamedTuple: every record makes one and every wait reads it, and that costs twice as
+    much there.
+    """
+
+    __slots__ = ("capture", "op", "time")
+
+    def __init__(self, op: Op | None, time: float, capture: Capture | None) -> None:
+        self.op = op
+        self.time = time
+        self.capture = capture
+
+
+_NO_MARK = Mark(None, 0.0, None)
 
 
 class Stream:
     """An in-order queue of one device. Made by `Machine.stream`; lives as long as the machine.
+
+    While it captures (see `begin_capture`), what is enqueued does not run but becomes part of a
+    graph. Then every method that enqueues raises CaptureError (901) once the capture is
+    invalidated, until the capture ends.
 
     Threads:  every method, from any thread, many at once.
     """
@@ -99,7 +116,7 @@ class Stream:
         self.device = device
         self.priority = priority
         self.handle = next(_handles)
-        # Guarded by the machine's lock; `last_op` may be read without it.
+        # Guarded by the machine's lock; `last_op` and `capture` may be read without it.
         self.queue: deque[Op] = deque()
         self.seq = 0
         self.done_seq = 0
@@ -107,6 +124,7 @@ class Stream:
         self.end = 0.0
         self.clock: Clock = START
         self.host_clock: Clock = START
+        self.capture: Capture | None = None
         self.engine = engine
 
     def launch(
@@ -157,12 +175,16 @@ class Stream:
         Raises:   RaceError: an access that nothing orders after an earlier one.
                   ValueError: shapes or dtypes differ, or an array of another machine.
                   TypeError: not an array.
+                  CaptureError: (900) pageable memory while the stream captures. CUDA's text leaves
+                  open what a graph would find there later; torch refuses it too.
         """
         self._enqueue_copy(dst, src, name or "copy")
 
     def read_back(self, array: Array) -> NumpyArray:
         """What `Array.get` does: a copy to the host in the order of this stream, waited for."""
         out: NumpyArray = np.empty(array.shape, array.dtype)
+        if self.capture is None:
+            self.engine.forbid_unsafe("reading synchronously")
         op = self._enqueue_copy(out, array, "get")
         self.engine.wait_for((op,), (self.device,), "get")
         return out
@@ -177,6 +199,9 @@ class Stream:
                 f"cannot copy {src.dtype}{list(src.shape)} to {dst.dtype}{list(dst.shape)}; "
                 "shape and dtype have to be equal"
             )
+        capture = self.capture
+        if capture is not None and (isinstance(dst, np.ndarray) or isinstance(src, np.ndarray)):
+            capture.refuse(900, "a copy from or to pageable memory cannot be captured; use pinned")
         target: NumpyArray | None = None
         source: NumpyArray | None = None
         reads: list[View] = []
@@ -211,9 +236,16 @@ class Stream:
     def wait(self, event: Event) -> None:
         """What is enqueued here from now on runs after *event*'s most recent record. Never blocks.
 
-        The event may be of another device. Never recorded: nothing happens.
+        The event may be of another device. Never recorded: nothing happens. Recorded in a capture
+        that is under way: this stream is in it too, from now on; it has to be joined before the
+        end, that is, an event recorded here after all that is enqueued here has to be waited for by
+        the stream that the capture was begun on, or by one that is joined to that one.
 
         Raises:   InvalidHandleError: the event is destroyed or of another machine.
+                  CaptureError: (900) this is a default stream and the event was captured; (902)
+                  it was recorded in another capture than this stream's, and both are invalidated;
+                  (905) this stream captures and the event was recorded outside, or it was recorded
+                  in a capture that has ended or is invalidated.
         """
         self.engine.wait(self, event)
 
@@ -225,7 +257,10 @@ class Stream:
         """Whether all that was enqueued so far is done. Never blocks; False makes one step.
 
         Raises:   DeviceError: the device has failed.
+                  CaptureError: (900) the stream captures, and the capture is invalidated.
         """
+        if (capture := self.capture) is not None:
+            self._refuse_asking(capture)
         return self.engine.query(self, self.last_op, 0.0, "stream_query")
 
     def synchronize(self, timeout: float | None = None) -> bool:
@@ -233,10 +268,53 @@ class Stream:
 
         Args:     timeout: real seconds; None waits for ever, 0 only looks, as `query` does.
         Raises:   DeviceError: a device that it waited for has failed.
+                  CaptureError: (900) the stream captures, and the capture is invalidated.
         """
+        if (capture := self.capture) is not None:
+            self._refuse_asking(capture)
         return self.engine.synchronize(
             self, self.last_op, f"stream {self.handle}", seconds=0.0, timeout=timeout
         )
+
+    def begin_capture(self, *, mode: CaptureMode = "global") -> None:
+        """From now on, put what is enqueued here into a graph instead of running it.
+
+        So that the graph has all that it should, a capture forbids what would go past it: memory
+        from the driver (the allocator has none to reuse; `Machine.pinned`) and `Array.get`. Mode
+        "global" forbids it to all threads, "thread" to this one, "relaxed" to none. Allocating
+        while the library's current stream captures is allowed in every mode: the graph owns the
+        memory. What is forbidden raises CaptureError (900) and invalidates the captures that
+        forbid it. CUDA's text does not say that; it is the strict reading.
+
+        Raises:   CaptureError: (900) a default stream, or it captures already.
+        """
+        self.engine.begin_capture(self, mode)
+
+    def end_capture(self) -> Graph:
+        """End the capture that was begun here; all its streams are ordinary streams again.
+
+        Raises:   CaptureError: (901) the capture was invalidated; (904) a stream is not joined:
+                  see `wait`. The capture is over all the same. (903) it was begun on another
+                  stream, or not at all; (908) in another thread, and the mode is not "relaxed".
+                  Then it is not over, but invalidated.
+        """
+        with self.engine.lock:
+            if self.capture is None:
+                raise CaptureError(903, f"no capture was begun on {self!r}")
+            return self.capture.end_locked(self)
+
+    def is_capturing(self) -> bool:
+        """Whether a capture is under way here, invalidated or not. Harms no capture."""
+        return self.capture is not None
+
+    @property
+    def capture_id(self) -> int | None:
+        """The number of the capture under way here, unique in the process, or None."""
+        capture = self.capture
+        return None if capture is None else capture.id
+
+    def _refuse_asking(self, capture: Capture) -> NoReturn:
+        capture.refuse(900, f"{self!r} captures: nothing runs there that could be waited for")
 
     def _view(self, array: Operand, *, any_device: bool = False) -> View:
         if not isinstance(array, (Array, PinnedArray)):
@@ -261,6 +339,9 @@ class Event:
 
     Exactly CUDA's: an event never recorded is done, and waiting for it does nothing; `wait`,
     `query` and `synchronize` mean the most recent record at *their* call, whatever comes later.
+
+    Recorded on a stream that captures, it is a captured event until it is recorded elsewhere: it
+    stands for a place in the graph, and for nothing once the capture has ended.
 
     Threads:  every method, from any thread, many at once.
     """
@@ -288,9 +369,10 @@ class Event:
         """Whether what the most recent record captured is done. Never blocks; False makes one step.
 
         Raises:   DeviceError: the device has failed. InvalidHandleError: destroyed.
+                  CaptureError: (907) a captured event; its capture is invalidated.
         """
-        op, time = self._captured()
-        return self._engine.query(self, op, time, "query")
+        mark = self._captured()
+        return self._engine.query(self, mark.op, mark.time, "query")
 
     def synchronize(self, timeout: float | None = None) -> bool:
         """Block the host until what the most recent record captured is done; False on timeout.
@@ -298,10 +380,11 @@ class Event:
         Args:     timeout: real seconds; None waits for ever, 0 only looks, as `query` does.
         Raises:   DeviceError: a device that it waited for has failed.
                   InvalidHandleError: destroyed.
+                  CaptureError: (907) a captured event; its capture is invalidated.
         """
-        op, time = self._captured()
+        mark = self._captured()
         return self._engine.synchronize(
-            self, op, f"event {self.handle}", seconds=time, timeout=timeout
+            self, mark.op, f"event {self.handle}", seconds=mark.time, timeout=timeout
         )
 
     def destroy(self) -> None:
@@ -318,9 +401,16 @@ class Event:
         if self._engine is not engine:
             raise InvalidHandleError(f"event {self.handle} is of another machine")
 
-    def _captured(self) -> tuple[Op | None, float]:
+    def _captured(self) -> Mark:
         self.check_alive(self._engine)
-        return (None, 0.0) if self.mark is None else self.mark
+        mark = self.mark
+        if mark is None:
+            return _NO_MARK
+        if mark.capture is not None:
+            text = f"event {self.handle} was recorded in a capture: nothing of it runs"
+            mark.capture.invalidate(text)
+            raise CaptureError(907, text)
+        return mark
 
     def __repr__(self) -> str:
         return f"<sim.Event {self.handle} of device {self.device}>"

@@ -223,8 +223,9 @@ def test_c2_one_event_for_each_device(world):
     assert (events_of(0), events_of(1)) == (1, 1)
 
 
+@pytest.mark.needs("two-libraries")
 def test_c2_one_event_for_each_distinct_current_stream_of_the_frameworks(world):
-    first, second = world.libraries[:2]
+    first, second = world.two_libraries()
     with first.on(world.stream()), second.on(world.stream()):
         mine, its = first.empty(0), second.empty(0)
         first.fill(mine, 1.0, 1e-5)
@@ -235,9 +236,10 @@ def test_c2_one_event_for_each_distinct_current_stream_of_the_frameworks(world):
     assert events_of(0) == 2
 
 
+@pytest.mark.needs("two-libraries")
 def test_c2_each_framework_is_ordered_by_its_own_current_stream(world):
     # Both libraries work on one device, each on a stream of its own. A consumer needs both.
-    first, second = world.libraries[:2]
+    first, second = world.two_libraries()
     one, other = world.stream(), world.stream()
     consumer = world.stream()
     with world.closed_gate() as gate:
@@ -258,8 +260,9 @@ def test_c2_each_framework_is_ordered_by_its_own_current_stream(world):
             assert (first.read(sums[0]), second.read(sums[1])) == ({2.0}, {3.0})
 
 
+@pytest.mark.needs("two-libraries")
 def test_c2_a_framework_without_an_array_in_the_value_is_not_recorded(world):
-    busy, bystander = world.libraries[:2]
+    busy, bystander = world.two_libraries()
     held = world.stream()
     with world.closed_gate() as gate:
         gate.hold(held)

@@ -48,6 +48,8 @@ CALLS: dict[str, Callable[[Future[Any]], object]] = {
     "synchronize": lambda future: future.synchronize(),
     "synchronized": lambda future: future.synchronized().wait(timeout=PATIENCE),
     "__await__": lambda future: asyncio.run(result_of(future)),
+    "to_host": lambda future: future.to_host().exception(PATIENCE),
+    "to": lambda future: future.to("sim:0").exception(PATIENCE),
     "then": lambda future: future.then(lambda done: done.value()).wait(),
     "then_async": lambda future: future.then_async(lambda done: done).wait(),
     "add_done_callback": lambda future: future.add_done_callback(print, lend_streams=False),

@@ -1,0 +1,240 @@
+"""The runtime of whatever accelerator torch has, other than CUDA: XPU, NPUs, out-of-tree devices.
+
+Nothing here knows a device by name. What torch says of its accelerator decides: `torch.accelerator`
+finds it, `torch.Stream` and `torch.Event` order its work. torch has one accelerator in a process,
+and a program that uses it has loaded torch: it is not imported for an answer.
+
+A device without events, of which some have but a single stream, gets what is possible: see `Point`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+from gpufut import runtimes
+from gpufut.errors import DeviceUnavailableError
+from gpufut.runtimes import EventHandle, StreamHandle
+from gpufut.timeouts import poll
+
+__all__ = ["serve"]
+
+# torch's id for the stream that is current when nobody has chosen one. Some devices have another.
+_DEFAULT_STREAM = 0
+
+# torch does not tell of whole captures, only whether a stream takes part in one. As a graph is
+# captured at a time, all take part in the same.
+_THE_CAPTURE = 1
+
+
+class AcceleratorRuntime:
+    """Streams and events of torch's accelerator, through what torch has for any of them.
+
+    A handle is torch's stream id. Streams come from torch's pool, which is of limited size and
+    hands them out in turn, to others too: one that gpufut lends to a callback may be another's as
+    well. That costs overlap, never order.
+
+    Args:
+        type: What torch calls the type of device.
+        torch: The module.
+    """
+
+    thread_stream: StreamHandle | None = None
+
+    def __init__(self, type: str, torch: Any) -> None:
+        self.type = type
+        self._torch = torch
+        self._tells_captures = hasattr(torch.Stream, "is_capturing")
+        self._has_events: bool | None = None  # asked of the first device that is used
+        self._streams: dict[tuple[int, StreamHandle], Any] = {}
+        self._created: dict[tuple[int, int, StreamHandle], Any] = {}
+        runtimes.on_reset(self._forget)
+
+    def _forget(self) -> None:
+        self._streams.clear()
+        self._created.clear()
+
+    def stream(self, device: int, handle: StreamHandle) -> Any:
+        """torch's object for a stream. Creates none on the device."""
+        stream = self._streams.get((device, handle))
+        if stream is None:
+            # torch's number for the type of device is learnt from a stream that is there.
+            number = self._current(device).device_type
+            stream = self._torch.Stream(stream_id=handle, device_index=device, device_type=number)
+            self._streams[device, handle] = stream
+        return stream
+
+    def _current(self, device: int) -> Any:
+        return self._torch.accelerator.current_stream(device)
+
+    def canonical(self, handle: StreamHandle) -> StreamHandle:
+        return handle
+
+    def lasting(self, handle: StreamHandle) -> StreamHandle:
+        return handle
+
+    def capture(self, device: int, stream: StreamHandle) -> int | None:
+        if not self._tells_captures:
+            return None
+        named = self._streams.get((device, stream)) or self.stream(device, stream)
+        return _THE_CAPTURE if named.is_capturing() else None
+
+    def can_be_captured(self, handle: StreamHandle) -> bool:
+        return handle != _DEFAULT_STREAM
+
+    def has_failed(self, device: int) -> bool:
+        try:
+            self.stream_query(device, self._current(device).stream_id)
+        except Exception:
+            return True
+        return False
+
+    def device_count(self) -> int:
+        count: int = self._torch.accelerator.device_count()
+        if not count:
+            raise DeviceUnavailableError(
+                f"torch finds no device of type {self.type!r}: is its driver installed, and does "
+                "the environment hide the devices?"
+            )
+        return count
+
+    def create_stream(self, device: int, priority: int) -> StreamHandle:
+        """A stream of torch's pool that it has not given to gpufut before.
+
+        A priority that the device does not know counts as none.
+
+        Raises:
+            DeviceUnavailableError: The pool has come round: there is none that would be new.
+        """
+        stream = self._new_stream(device, priority)
+        handle: StreamHandle = stream.stream_id
+        if self._created.setdefault((device, priority, handle), stream) is not stream:
+            raise DeviceUnavailableError(f"torch has no more streams on {self.type}:{device}")
+        return handle
+
+    def _new_stream(self, device: int, priority: int) -> Any:
+        where = self._torch.device(self.type, device)
+        try:
+            try:
+                return self._torch.Stream(device=where, priority=priority)
+            except RuntimeError as error:
+                if priority == 0 or _is_unsupported(error):
+                    raise
+                return self._torch.Stream(device=where)
+        except RuntimeError as error:
+            if not _is_unsupported(error):
+                raise
+            return self._current(device)
+
+    def stream_query(self, device: int, stream: StreamHandle) -> bool:
+        try:
+            return cast(bool, self.stream(device, stream).query())
+        except RuntimeError as error:
+            if not _is_unsupported(error):
+                raise
+        event = self.create_event(device)
+        self.record(device, event, stream)
+        return self.query(device, event)
+
+    def stream_synchronize(self, device: int, stream: StreamHandle, timeout: float | None) -> bool:
+        event = self.create_event(device)
+        self.record(device, event, stream)
+        return self.synchronize(device, event, timeout)
+
+    def create_event(self, device: int) -> EventHandle:
+        if self._has_events is None:
+            self._has_events = self._can_record(device)
+        if self._has_events:
+            where = self._torch.device(self.type, device)
+            return EventHandle(self._torch.Event(device=where))
+        return EventHandle(Point(self._torch, device))
+
+    def _can_record(self, device: int) -> bool:
+        """Whether the device has events, by trying. Any other failure is the caller's to see."""
+        try:
+            event = self._torch.Event(device=self._torch.device(self.type, device))
+            event.record(self._current(device))
+        except RuntimeError as error:
+            if _is_unsupported(error):
+                return False
+            raise
+        return True
+
+    def record(self, device: int, event: EventHandle, stream: StreamHandle) -> None:
+        named = self._streams.get((device, stream)) or self.stream(device, stream)
+        cast(Any, event).record(named)
+
+    def wait(self, device: int, stream: StreamHandle, event: EventHandle) -> None:
+        named = self._streams.get((device, stream)) or self.stream(device, stream)
+        cast(Any, event).wait(named)
+
+    def query(self, device: int, event: EventHandle) -> bool:
+        return cast(bool, cast(Any, event).query())
+
+    def synchronize(self, device: int, event: EventHandle, timeout: float | None) -> bool:
+        return poll(cast(Any, event).query, timeout)
+
+
+class Point:
+    """Does an event's work on a device that has none, as far as that goes: by blocking the host.
+
+    A stream that waits for a point on itself is in order as it is. To have another stream wait, to
+    ask, and to synchronise, the host waits for all work on the device, without a timeout: results
+    are right, and nothing overlaps.
+
+    Args:
+        torch: The module.
+        device: The index of the device.
+    """
+
+    def __init__(self, torch: Any, device: int) -> None:
+        self._torch = torch
+        self._device = device
+        self._stream: object = None  # none: never recorded, so there is nothing to wait for
+
+    def record(self, stream: Any) -> None:
+        """Stand for what is on the stream now, and, as that cannot be told apart, for more."""
+        self._stream = stream
+
+    def wait(self, stream: Any) -> None:
+        """Have *stream* come after the point."""
+        if self._stream != stream:
+            self.query()
+
+    def query(self) -> bool:
+        """True, after all work on the device has finished. Blocks until then."""
+        if self._stream is not None:
+            self._torch.accelerator.synchronize(self._device)
+        return True
+
+
+def _is_unsupported(error: RuntimeError) -> bool:
+    """Whether torch says that a type of device lacks something, rather than that it failed.
+
+    Backends leave out what they like; torch's own part answers for them, in these words.
+    """
+    return isinstance(error, NotImplementedError) or "doesn't support" in str(error)
+
+
+def serve(type: str) -> runtimes.Runtime:
+    """The runtime for torch's accelerator.
+
+    Raises:
+        DeviceUnavailableError: *type* is another type of device, or torch is not loaded.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        known = "torch is not loaded, so there is no accelerator of torch's"
+    else:
+        accelerator = torch.accelerator.current_accelerator()
+        if accelerator is not None and accelerator.type == type:
+            return AcceleratorRuntime(type, torch)
+        known = (
+            "this torch has no accelerator"
+            if accelerator is None
+            else f"torch's accelerator is {accelerator.type!r}"
+        )
+    raise DeviceUnavailableError(
+        f"gpufut has no runtime for devices of type {type!r}; it serves 'cuda', 'sim' and the "
+        f"accelerator of a loaded torch: {known}"
+    )

@@ -1,0 +1,559 @@
+"""CUDA as the tests see it: torch, CuPy and Numba, each used as its users use it.
+
+The same libraries serve a GPU and the stand-in for one: what they call of the frameworks is all
+that the two worlds have in common, so it is written once. A GPU needs `kernels`, the stand-in
+brings what plays them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+
+import gpufut
+from gpufut import driver, runtimes, streams
+from tests.worlds import ELEMENTS, Gate, Library, World
+
+__all__ = ["CudaWorld", "CupyLibrary", "Kernels", "NumbaLibrary", "TorchLibrary"]
+
+LEGACY = 1
+_HALF_OF_THE_POOL = 16
+RawStreams = Callable[[int], int]  # a new non-blocking stream of a device, by its raw handle
+_SHORT = 1e-4  # seconds of device work that are not worth a kernel of their own
+
+
+class Kernels(Protocol):
+    """What the tests take from `kernels`, or from what stands in for it."""
+
+    def spin(self, nanoseconds: int, *, stream: Any) -> None:
+        """Keep a stream busy."""
+
+    def fill(self, array: Any, value: float, *, stream: Any) -> None:
+        """Write the value into the whole array."""
+
+    def axpy(self, a: float, x: Any, y: Any, *, stream: Any) -> None:
+        """``y = a * x + y``."""
+
+
+class TorchLibrary:
+    """torch, through tensors on `cuda`."""
+
+    name = "torch"
+    is_told_of_streams = True
+    has_current_stream = True
+
+    def __init__(self, kernels: Kernels) -> None:
+        import torch
+
+        self._torch: Any = torch
+        self._kernels = kernels
+        self._taken = 0
+
+    def stream(self, device: int, raw: RawStreams) -> Any:
+        # torch's own come from a pool of 32, of which the 33rd is the first again.
+        self._taken += 1
+        if self._taken <= _HALF_OF_THE_POOL:
+            return self._torch.cuda.Stream(device=device)
+        return self._torch.cuda.ExternalStream(raw(device), device=device)
+
+    @contextmanager
+    def on(self, stream: Any) -> Iterator[Any]:
+        own = self._own(stream)
+        # With its device current too: else the block ends by selecting the device that was.
+        with self.on_device(own.device_index), self._torch.cuda.stream(own):
+            yield own
+
+    def current(self, device: int) -> Any:
+        return self._torch.cuda.current_stream(device)
+
+    def set_current(self, stream: Any) -> None:
+        before = self._torch.cuda.current_device()
+        self._torch.cuda.set_stream(self._own(stream))
+        self._torch.cuda.set_device(before)  # it was not the device that the user meant to change
+
+    def on_device(self, device: int) -> AbstractContextManager[object]:
+        context: AbstractContextManager[object] = self._torch.cuda.device(device)
+        return context
+
+    def empty(self, device: int) -> Any:
+        return self._torch.empty(ELEMENTS, dtype=self._torch.float32, device=f"cuda:{device}")
+
+    def fill(self, array: Any, value: float, seconds: float) -> None:
+        with self.on_device(array.device.index):
+            _spin(self._kernels, seconds, self.current(array.device.index))
+        array.fill_(value)
+
+    def add(self, array: Any, term: float) -> Any:
+        return array + term
+
+    def copy(self, target: Any, source: Any) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def pinned(self) -> Any:
+        return self._torch.empty(ELEMENTS, dtype=self._torch.float32, pin_memory=True)
+
+    def read(self, array: Any) -> set[float]:
+        return set(array.cpu().tolist())
+
+    def read_pinned(self, array: Any) -> set[float]:
+        return set(array.tolist())
+
+    def view(self, array: Any) -> Any:
+        return array.view(-1)
+
+    def memory(self, array: Any) -> object:
+        return array.untyped_storage()
+
+    def place(self, array: Any) -> object:
+        return array.data_ptr()
+
+    def synchronize(self, device: int) -> None:
+        self._torch.cuda.synchronize(device)
+
+    def _own(self, stream: Any) -> Any:
+        """A stream of whichever library as torch's."""
+        if isinstance(stream, self._torch.Stream):
+            return stream
+        device, handle = _device_and_handle(stream)
+        return self._torch.cuda.get_stream_from_external(0 if handle == LEGACY else handle, device)
+
+
+class CupyLibrary:
+    """CuPy."""
+
+    name = "cupy"
+    is_told_of_streams = False
+    has_current_stream = True
+
+    def __init__(self, kernels: Kernels) -> None:
+        import cupy
+        import cupyx
+
+        self._cupy: Any = cupy
+        self._cupyx: Any = cupyx
+        self._kernels = kernels
+
+    def stream(self, device: int, raw: RawStreams) -> Any:
+        # Non-blocking, as no other stream in the tests waits for the default one either.
+        with self.on_device(device):
+            return self._cupy.cuda.Stream(non_blocking=True)
+
+    @contextmanager
+    def on(self, stream: Any) -> Iterator[Any]:
+        device, handle = _device_and_handle(stream)
+        own = self._own(stream, handle)
+        with self.on_device(device):
+            own.__enter__()
+        try:
+            yield own
+        finally:
+            with self.on_device(device):  # what was current may not know its device
+                own.__exit__(None, None, None)
+
+    def current(self, device: int) -> Any:
+        return self._cupy.cuda.get_current_stream(device)
+
+    def set_current(self, stream: Any) -> None:
+        device, handle = _device_and_handle(stream)
+        with self.on_device(device):
+            self._own(stream, handle).use()
+
+    @contextmanager
+    def on_device(self, device: int) -> Iterator[None]:
+        # `with Device(d)` goes back to the former device also if nobody has used that before, which
+        # makes a context there: a user who cares stays.
+        runtime = self._cupy.cuda.runtime
+        before = runtime.getDevice()
+        runtime.setDevice(device)
+        try:
+            yield
+        finally:
+            if driver.has_context(before):
+                runtime.setDevice(before)
+
+    def empty(self, device: int) -> Any:
+        with self.on_device(device):
+            # On memory that says when it goes: the pool's own takes no weak references.
+            pointer = self._cupy.cuda.alloc(4 * ELEMENTS)
+            owner = _Owner(pointer)
+            unowned = self._cupy.cuda.UnownedMemory(pointer.ptr, 4 * ELEMENTS, owner, device)
+            start = self._cupy.cuda.MemoryPointer(unowned, 0)
+            return self._cupy.ndarray((ELEMENTS,), np.float32, memptr=start)
+
+    def fill(self, array: Any, value: float, seconds: float) -> None:
+        device = array.data.device_id
+        with self.on_device(device):
+            _spin(self._kernels, seconds, self.current(device))
+            array.fill(value)
+
+    def add(self, array: Any, term: float) -> Any:
+        with self.on_device(array.data.device_id):
+            return array + self._cupy.float32(term)
+
+    def copy(self, target: Any, source: Any) -> None:
+        on_device = target if hasattr(target, "data") and self._is_array(target) else source
+        with self.on_device(on_device.data.device_id):
+            stream = self._cupy.cuda.get_current_stream()
+            self._cupy.cuda.runtime.memcpyAsync(
+                self._address(target), self._address(source), source.nbytes, _ANY_KIND, stream.ptr
+            )
+
+    def pinned(self) -> Any:
+        return self._cupyx.empty_pinned(ELEMENTS, np.float32)
+
+    def read(self, array: Any) -> set[float]:
+        return set(array.get().tolist())
+
+    def read_pinned(self, array: Any) -> set[float]:
+        return set(array.tolist())
+
+    def view(self, array: Any) -> Any:
+        return array[:]
+
+    def memory(self, array: Any) -> object:
+        return array.data.mem._owner
+
+    def place(self, array: Any) -> object:
+        return array.data.ptr
+
+    def synchronize(self, device: int) -> None:
+        self._cupy.cuda.Device(device).synchronize()
+
+    def _is_array(self, array: Any) -> bool:
+        return isinstance(array, self._cupy.ndarray)
+
+    def _address(self, array: Any) -> int:
+        address: int = array.data.ptr if self._is_array(array) else array.ctypes.data
+        return address
+
+    def _own(self, stream: Any, handle: int) -> Any:
+        """A stream of whichever library as CuPy's."""
+        if isinstance(stream, self._cupy.cuda.stream._BaseStream):
+            return stream
+        return self._cupy.cuda.Stream.from_external(_Raw(handle, stream))
+
+
+_NON_BLOCKING = 1
+_ANY_KIND = 4  # cudaMemcpyDefault: the addresses say from where to where
+
+
+class _Owner:
+    """Keeps a piece of CuPy's pool, and can be weakly referenced."""
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer = pointer
+
+
+class _Raw:
+    """A raw handle as a stream of no library."""
+
+    def __init__(self, handle: int, owner: object) -> None:
+        self._handle = handle
+        self._owner = owner
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
+
+
+class NumbaLibrary:
+    """Numba. It has no current stream: gpufut's, which is handed to each call, is its own."""
+
+    name = "numba"
+    is_told_of_streams = False
+    has_current_stream = False
+
+    def __init__(self, kernels: Kernels) -> None:
+        from numba import cuda
+
+        self._cuda: Any = cuda
+        self._kernels = kernels
+        self._own: dict[int, Any] = {}
+        self.others: Sequence[Any] = ()  # the world's libraries that have a current stream
+
+    def stream(self, device: int, raw: RawStreams) -> Any:
+        # Numba makes blocking streams only, which the default stream would wait for.
+        with self.on_device(device):
+            return self._cuda.external_stream(raw(device))
+
+    def on(self, stream: Any) -> AbstractContextManager[object]:
+        return gpufut.stream(gpufut.Stream(*_named(stream)))
+
+    def current(self, device: int) -> Any:
+        # As gpufut.current_stream says, which notes the device as one that is in use.
+        own = streams._own.of(gpufut.Device("cuda", device))
+        if own:
+            return gpufut.Stream(gpufut.Device("cuda", device), own[-1])
+        if self.others:
+            return self.others[0].current(device)
+        return gpufut.Stream(gpufut.Device("cuda", device), LEGACY)
+
+    def set_current(self, stream: Any) -> None:
+        device, handle = _named(stream)
+        streams.push_current({device: handle}, [])
+
+    def on_device(self, device: int) -> AbstractContextManager[object]:
+        context: AbstractContextManager[object] = self._cuda.gpus[device]
+        return context
+
+    def _stream(self, device: int) -> Any:
+        """The current stream as Numba takes it; one object for each, as launches are cached."""
+        _, handle = _device_and_handle(self.current(device))
+        if handle not in self._own:
+            self._own[handle] = self._cuda.external_stream(handle)
+        return self._own[handle]
+
+    def empty(self, device: int) -> Any:
+        with self.on_device(device):
+            return self._cuda.device_array(ELEMENTS, np.float32, stream=self._stream(device))
+
+    def fill(self, array: Any, value: float, seconds: float) -> None:
+        device = _numba_device(array)
+        with self.on_device(device):
+            _spin(self._kernels, seconds, self._stream(device))
+            self._kernels.fill(array, value, stream=self._stream(device))
+
+    def add(self, array: Any, term: float) -> Any:
+        device = _numba_device(array)
+        result = self.empty(device)
+        with self.on_device(device):
+            self._kernels.fill(result, term, stream=self._stream(device))
+            self._kernels.axpy(1.0, array, result, stream=self._stream(device))
+        return result
+
+    def copy(self, target: Any, source: Any) -> None:
+        if isinstance(target, np.ndarray):
+            device = _numba_device(source)
+            with self.on_device(device):
+                source.copy_to_host(target, stream=self._stream(device))
+        else:
+            device = _numba_device(target)
+            with self.on_device(device):
+                target.copy_to_device(source, stream=self._stream(device))
+
+    def pinned(self) -> Any:
+        return self._cuda.pinned_array(ELEMENTS, np.float32)
+
+    def read(self, array: Any) -> set[float]:
+        device = _numba_device(array)
+        with self.on_device(device):
+            stream = self._stream(device)
+            host = array.copy_to_host(stream=stream)
+            stream.synchronize()
+        return set(host.tolist())
+
+    def read_pinned(self, array: Any) -> set[float]:
+        return set(array.tolist())
+
+    def view(self, array: Any) -> Any:
+        return array.view(np.float32)
+
+    def memory(self, array: Any) -> object:
+        return array.gpu_data
+
+    def place(self, array: Any) -> object:
+        return int(array.gpu_data.handle)
+
+    def synchronize(self, device: int) -> None:
+        with self.on_device(device):
+            self._cuda.synchronize()
+
+
+def _numba_device(array: Any) -> int:
+    device: int = array.gpu_data.context.device.id
+    return device
+
+
+def _spin(kernels: Kernels, seconds: float, stream: Any) -> None:
+    if seconds > _SHORT:
+        kernels.spin(int(seconds * 1e9), stream=_device_and_handle(stream)[1])
+
+
+# Which device a raw stream is on: streams of CuPy and Numba do not say it, or only sometimes.
+_device_of: dict[int, int] = {}
+
+
+def _device_and_handle(stream: Any) -> tuple[int, int]:
+    """The index of a stream's device, and its handle with 1 for the legacy stream."""
+    handle = int(stream.__cuda_stream__()[1]) or LEGACY
+    if isinstance(stream, gpufut.Stream):
+        return stream.device.index, handle
+    if hasattr(stream, "device_index"):  # torch
+        return stream.device_index, handle
+    return _device_of.get(handle, 0), handle
+
+
+def _named(stream: Any) -> tuple[gpufut.Device, int]:
+    device, handle = _device_and_handle(stream)
+    return gpufut.Device("cuda", device), handle
+
+
+class CudaGate:
+    """A gate of a GPU."""
+
+    def __init__(self, gate: Any, world: CudaWorld) -> None:
+        self._gate = gate
+        self._world = world
+
+    def hold(self, stream: Any) -> None:
+        device, handle = _device_and_handle(stream)
+        with self._world.used[0].on_device(device):
+            self._gate.hold(handle)
+
+    def open(self) -> None:
+        self._gate.open()
+
+
+class CudaWorld(World):
+    """A GPU, or several, through the named libraries.
+
+    Args:
+        name: For the test's id.
+        used: The libraries that values are made of.
+        loaded: The libraries that are in the process.
+    """
+
+    used: tuple[Any, ...]
+    libraries: tuple[Any, ...]
+    gate_seconds: ClassVar[float] = 5.0
+    # Streams that earlier worlds have made, by device. They are never destroyed: torch's allocator
+    # may still look at them when it frees a tensor.
+    _raw_streams: dict[int, list[int]] = {}  # noqa: RUF012  # one for all worlds on a GPU
+    # Streams of gpufut's that earlier worlds have left, by device and priority. They are never
+    # destroyed, and thousands of tests would make thousands.
+    _left: ClassVar[dict[tuple[int, int], list[int]]] = {}
+
+    def __init__(
+        self,
+        name: str,
+        used: Sequence[str],
+        loaded: Sequence[str],
+        features: frozenset[str],
+        device_count: int,
+    ) -> None:
+        self.name = name
+        self.features = features
+        self.devices = tuple(gpufut.Device("cuda", index) for index in range(device_count))
+        self._names = tuple(used), tuple(loaded)
+        self._gates: list[Any] = []
+        self._streams: list[Any] = []
+        self._raw_taken: list[tuple[int, int]] = []
+        self._lent: list[tuple[tuple[int, int], int]] = []
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._build(self._real_kernels())
+        warm_up(self)
+        runtime: Any = runtimes.get("cuda")
+        create = runtime.create_stream
+
+        def create_or_take(device: int, priority: int) -> int:
+            left = self._left.get((device, priority))
+            handle: int = left.pop() if left else create(device, priority)
+            self._lent.append(((device, priority), handle))
+            return handle
+
+        runtime.create_stream = create_or_take
+        self._undo.callback(delattr, runtime, "create_stream")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+        self.finish()
+        for key, handle in self._lent:
+            self._left.setdefault(key, []).append(handle)
+        for device, handle in self._raw_taken:
+            self._raw_streams[device].append(handle)
+
+    def _real_kernels(self) -> Kernels:
+        import kernels
+
+        return kernels
+
+    def _build(self, kernels: Kernels) -> None:
+        used, loaded = self._names
+        made: dict[str, Any] = {name: _LIBRARIES[name](kernels) for name in loaded}
+        # Numba first: who makes a stream current for it, makes it current for all.
+        self.libraries = tuple(made[name] for name in sorted(made, key="numba cupy torch".index))
+        self.used = tuple(made[name] for name in used)
+        for library in made.values():
+            if not library.has_current_stream:
+                library.others = [each for each in made.values() if each.has_current_stream]
+
+    def stream(self, device: int = 0) -> Any:
+        stream = self.used[0].stream(device, self._raw_stream)
+        _device_of[self.handle(stream)] = device
+        self._streams.append(stream)  # the user's to keep: work on it outlives what refers to it
+        return stream
+
+    def _raw_stream(self, device: int) -> int:
+        from cuda.bindings import runtime
+
+        left = self._raw_streams.setdefault(device, [])
+        if not left:
+            with self.used[0].on_device(device):
+                status, made = runtime.cudaStreamCreateWithFlags(_NON_BLOCKING)
+            assert status == 0, status
+            left.append(int(made))
+        self._raw_taken.append((device, left[-1]))
+        return left.pop()
+
+    def handle(self, stream: Any) -> int:
+        return _device_and_handle(stream)[1]
+
+    def device_of(self, stream: Any) -> int:
+        return _device_and_handle(stream)[0]
+
+    def gate(self) -> Gate:
+        import kernels
+
+        self._gates.append(kernels.Gate(self.gate_seconds))
+        return CudaGate(self._gates[-1], self)
+
+    def touched(self, device: int) -> bool:
+        return driver.has_context(device)
+
+    def finish(self) -> None:
+        for device in self.devices:
+            if self.touched(device.index):
+                self.used[0].synchronize(device.index)
+
+    def gates_expired(self) -> int:
+        return sum(gate.expired for gate in self._gates)
+
+
+_LIBRARIES: dict[str, Any] = {"torch": TorchLibrary, "cupy": CupyLibrary, "numba": NumbaLibrary}
+
+
+_warm: set[tuple[str, int]] = set()
+
+
+def warm_up(world: World) -> None:
+    """Launch every kernel of the tests once: loading one may wait for the whole device."""
+    for device in world.devices:
+        for library in world.libraries:
+            if (library.name, device.index) in _warm:
+                continue
+            _warm.add((library.name, device.index))
+            if "kernels" in sys.modules:
+                with library.on_device(device.index):  # type: ignore[attr-defined]
+                    sys.modules["kernels"].warm_up()
+            first, pinned = library.empty(device.index), library.pinned()
+            library.fill(first, 1.0, 1e-3)
+            library.copy(pinned, library.add(first, 1.0))
+            library.copy(first, pinned)
+            library.read(first)
+            library.synchronize(device.index)  # type: ignore[attr-defined]
+
+
+def _check(library: Library) -> Library:
+    return library
