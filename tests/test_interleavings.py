@@ -320,6 +320,15 @@ def interrupt_everywhere(make: Callable[[], Program]) -> int:
         places += 1
 
 
+def _is_finalizing(frame: FrameType | None) -> bool:
+    """Whether a finalizer is running: what it raises is printed, and reaches nobody."""
+    while frame is not None and frame.f_code.co_filename in ROOMS:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Strike:
     """A signal whose handler raises, at one of the places where the interpreter would serve it."""
 
@@ -330,7 +339,7 @@ class Strike:
 
     def trace(self, frame: FrameType, event: str, arg: object) -> Any:
         code = frame.f_code
-        if code.co_filename not in ROOMS:
+        if code.co_filename not in ROOMS or _is_finalizing(frame):
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
