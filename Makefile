@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 T ?=
 DEVICE ?=
 ARGS ?=
+# Where `make test-gpu` writes what came of it.
+GPU_JSON ?= bench/results/test-gpu.json
 
 # Exactly these: an open range of torch may bring gigabytes of CUDA libraries to a machine without a
 # GPU. All of them can be imported without one; Numba's kernels then run in its CUDA simulator.
@@ -20,7 +22,7 @@ WITH_FRAMEWORKS := $(VENV)/.frameworks-installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv test lint check format demo bench clean
+.PHONY: help venv test test-gpu lint check format demo bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +31,10 @@ venv: $(BASE) $(WITH_FRAMEWORKS)  ## create .venv with all that development need
 
 test: $(BASE) $(WITH_FRAMEWORKS)  ## run every test, the examples in docstrings and README included
 	$(BIN)/python -m pytest $(if $(DEVICE),--device $(DEVICE)) $(ARGS) $(T)
+
+# The machine's own Python, which has what is needed: nothing is installed where the GPU is.
+test-gpu:  ## run the CUDA suite on a GPU, in four passes; installs nothing, takes under ten minutes
+	PYTHONPATH=. $(PYTHON) -m tests.gpu.passes --json $(GPU_JSON) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 lint: $(BASE)  ## check style, types and the rule who may import whom
 	$(BIN)/ruff check .

@@ -49,11 +49,23 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
             "Decode photographs, copy them to the device, denoise, find edges, count a histogram "
             "and copy back: every stage in a thread and on a stream of its own, handing on "
             "futures. Checks every output against scikit-image, compares with the same stages "
-            "synchronising, and writes timeline.html and contact-sheet.png. Without a GPU the "
-            "device is simulated, and so are the times."
+            "synchronising, and writes timeline.html and contact-sheet.png. The device is "
+            "simulated, and so are the times; a GPU is used with --device cuda."
         ),
         epilog="Exit code: 0 all well; 1 an output differs from the reference; 2 bad input, an "
-        "unreadable picture or an unwritable folder.",
+        "unreadable picture, an unwritable folder, or a device that cannot be used.",
+    )
+    demo.add_argument(
+        "--device",
+        type=_demo_device,
+        metavar="DEVICE",
+        help="sim, or a GPU: cuda, or cuda:N. The GPU's kernels are not in the wheel but in the "
+        "repository: run `python -m gpufut demo` in its root (default: sim)",
+    )
+    demo.add_argument(
+        "--library",
+        choices=("torch", "cupy", "numba"),
+        help="whose arrays and streams to use on a GPU (default: the first that sees one)",
     )
     demo.add_argument(
         "--input",
@@ -90,13 +102,33 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="when the simulated device runs what was launched: as late as the waits allow, or "
         "in any order that they allow (default: latest)",
     )
+    demo.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the numbers of the table here, as JSON"
+    )
     demo.add_argument("--quiet", action="store_true", help="print nothing but problems")
     demo.set_defaults(command=_demo)
 
 
 def _demo(options: argparse.Namespace) -> int:
+    if options.library and options.device is None:
+        print("gpufut demo: --library is for a GPU; add --device cuda", file=sys.stderr)
+        return BAD_INPUT
     try:
         from gpufut.demo.command import Options, run_demo
+
+        return run_demo(
+            Options(
+                input=options.input,
+                output=options.output,
+                max_side=options.max_side,
+                seed=options.seed,
+                schedule=options.schedule,
+                quiet=options.quiet,
+                device=options.device,
+                library=options.library,
+                json=options.json,
+            )
+        )
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in DEMO_NEEDS:
@@ -106,16 +138,6 @@ def _demo(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return BAD_INPUT
-    return run_demo(
-        Options(
-            input=options.input,
-            output=options.output,
-            max_side=options.max_side,
-            seed=options.seed,
-            schedule=options.schedule,
-            quiet=options.quiet,
-        )
-    )
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -174,7 +196,19 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _demo_device(text: str) -> int | None:
+    """The index of a CUDA device; None for the simulated one."""
+    if text == "sim":
+        return None
+    kind, colon, index = text.partition(":")
+    if kind != "cuda" or not (index.isdecimal() if colon else not index):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of sim, cuda, cuda:0, cuda:1, ...")
+    return int(index or 0)
+
+
 def _side(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of pixels")
     side = int(text)
     if side < 16:
         raise argparse.ArgumentTypeError(f"{side} is too small; 16 is the least")

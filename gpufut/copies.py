@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from gpufut.arrays import HOST_TESTS, Found, find
+from gpufut.arrays import HOST_TESTS, HOST_TYPES, find
 from gpufut.device import Device
-from gpufut.frameworks import framework_of
+from gpufut.frameworks import Framework, framework_of
 
 __all__ = ["to_device", "to_host"]
 
@@ -31,11 +32,10 @@ def to_host(value: T) -> T:
         TypeError: An array is inside an object that cannot be made anew.
     """
 
-    def copied(found: Found) -> object:
-        framework, device, array = found
-        return array if device is None else framework.to_host(array)
+    def copied(framework: Framework, at: Device | None, array: object) -> object:
+        return framework.to_host(array)
 
-    return _Copying({id(each[2]): copied(each) for each in find(value)}).of(value)
+    return _Copying(value, None, copied).of(value)
 
 
 def to_device(value: T, device: Device) -> T:
@@ -45,25 +45,22 @@ def to_device(value: T, device: Device) -> T:
         TypeError: An array is inside an object that cannot be made anew, or no array of the value
             is of a library that works on such devices.
     """
-    copies: dict[int, object] = {}
-    for framework, at, array in find(value):
-        if at is device:
-            copies[id(array)] = array
-        elif at is None or at.type == device.type:
-            copies[id(array)] = framework.to_device(array, device.index)
-        else:
+
+    def copied(framework: Framework, at: Device | None, array: object) -> object:
+        if at is not None and at.type != device.type:
             raise TypeError(
                 f"the value holds an array on {at}, which cannot be copied to {device} directly: "
                 "copy it to_host() first"
             )
+        return framework.to_device(array, device.index)
 
     def from_host(array: object) -> object:
         framework = framework_of(type(array), device.type)
         return array if framework is None else framework.to_device(array, device.index)
 
-    copying = _Copying(copies, from_host)
+    copying = _Copying(value, device, copied, from_host)
     made = copying.of(value)
-    if not copies and not copying.arrays:
+    if not copying.arrays:
         raise TypeError(
             f"the value, of type {type(value).__name__}, holds no array that can be copied to "
             f"{device}; a NumPy array belongs to no device library: wrap it with one in then()"
@@ -75,16 +72,25 @@ class _Copying:
     """Makes a value anew, with other arrays in it.
 
     Args:
-        copies: What to put in the place of an array, by the array's id.
+        value: What is to be made anew.
+        to: Where the arrays shall be; None: on the host. Those that are there already stay.
+        copied: What to put in the place of another array that `find` finds.
         from_host: What to make of an array of a device library in ordinary host memory.
     """
 
     def __init__(
-        self, copies: dict[int, object], from_host: Callable[[object], object] | None = None
+        self,
+        value: object,
+        to: Device | None,
+        copied: Callable[[Framework, Device | None, Any], object],
+        from_host: Callable[[object], object] = lambda array: array,
     ) -> None:
-        self.arrays = 0  # how many arrays in host memory were met
-        self._copies = copies
+        self.arrays = 0  # how many were met
+        self._places = {id(array): (framework, at) for framework, at, array in find(value)}
+        self._to = to
+        self._copied = copied
         self._from_host = from_host
+        self._ndarray: type = getattr(sys.modules.get("numpy"), "ndarray", _Nothing)
         # id -> (original, copy): an object that is there twice is so in the copy. Holding the
         # original keeps the id its own.
         self._made: dict[int, tuple[object, object]] = {}
@@ -99,14 +105,17 @@ class _Copying:
         return copied
 
     def _make(self, value: Any) -> Any:
-        if id(value) in self._copies:
-            return self._copies[id(value)]
         kind = type(value)
-        if kind in HOST_TESTS:  # else it was found, and is in `_copies`
-            if self._from_host is None:
-                return value
+        if kind in HOST_TYPES:
+            return value
+        place = self._places.get(id(value))
+        if place is not None:
+            return self._array(*place, value)
+        if kind in HOST_TESTS:  # else it was found, and has a place
             self.arrays += 1
             return self._from_host(value)
+        if isinstance(value, self._ndarray):
+            return self._numpy(value)
         if isinstance(value, (list, deque)):
             return self._list(value)
         if isinstance(value, dict):
@@ -119,13 +128,17 @@ class _Copying:
             return make(items)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return self._dataclass(value)
-        if self._holds_arrays(value):
-            raise TypeError(
-                f"the value holds an array inside an object of type {kind.__name__}, which cannot "
-                "be made anew; arrays in lists, tuples, dictionaries, sets and dataclasses can be "
-                "copied: take the array out in then()"
-            )
-        return value
+        return self._opaque(value)
+
+    def _array(self, framework: Framework, at: Device | None, value: Any) -> Any:
+        self.arrays += 1
+        return value if at is self._to else self._copied(framework, at, value)
+
+    def _numpy(self, value: Any) -> Any:
+        """NumPy's array itself is not found, but the page-locked memory that it may lie in is."""
+        for framework, at, _ in () if value.dtype.hasobject else find(value):
+            return self._array(framework, at, value)
+        return self._opaque(value)
 
     def _list(self, value: Any) -> Any:
         made = _emptied(value)
@@ -159,8 +172,20 @@ class _Copying:
             object.__setattr__(made, name, item)
         return made
 
-    def _holds_arrays(self, value: object) -> bool:
-        return any(id(array) in self._copies for _, _, array in find(value))
+    def _opaque(self, value: object) -> object:
+        """What cannot be made anew stays, if none of its arrays would become another."""
+        for _, at, _ in find(value):
+            if at is not self._to:
+                raise TypeError(
+                    f"the value holds an array inside an object of type {type(value).__name__}, "
+                    "which cannot be made anew; arrays in lists, tuples, dictionaries, sets and "
+                    "dataclasses can be copied: take the array out in then()"
+                )
+        return value
+
+
+class _Nothing:
+    """Of which nothing is an instance."""
 
 
 def _emptied(container: Any) -> Any:

@@ -1,24 +1,26 @@
 """The devices that tests run on, and what tests need for threads and programs of their own.
 
-``--device sim`` chooses a type of device (default: all that are present), ``--seed 7`` the seed of
-the random schedules. The id of a test says both, so that a failure can be run again alone.
+``--device sim`` chooses a type of device: ``sim``, ``standin`` (CUDA's stand-in), ``cuda``, or what
+torch calls its accelerator; by default all that are present but the last. ``--seed 7`` is the seed
+of the random schedules. The id of a test says both, so that a failure can be run again alone.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gpufut
-from tests.worlds import PATIENCE, SEEDS, Spawned, Spec, World, worlds
+from tests.gpu.chaos import chaos
+from tests.worlds import KINDS, PATIENCE, SEEDS, Spawned, Spec, World, why_no_cuda, worlds
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +46,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"seed of the random schedules; may be repeated (default: {SEEDS})",
     )
 
+    group.addoption(
+        "--chaos",
+        type=int,
+        metavar="SEED",
+        help="put device work of random length in front of records and waits",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -58,14 +67,29 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--device {error}") from None
 
 
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    absent = {name: kind.why_absent() for name, kind in KINDS.items()}
+    seed = config.getoption("--chaos")
+    return [
+        *(f"device {name} is absent: {why}" for name, why in absent.items() if why is not None),
+        *([] if seed is None else [f"timing chaos: --chaos {seed}"]),
+    ]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "world" not in metafunc.fixturenames:
         return
     needed = {
         feature for marker in metafunc.definition.iter_markers("needs") for feature in marker.args
     }
-    able = [spec for spec in _specs(metafunc.config) if needed <= spec.features]
-    metafunc.parametrize("world", able, ids=[spec.name for spec in able], indirect=True)
+    if metafunc.config.getoption("--chaos") is not None and "counts" in needed:
+        needed.add("no chaos")  # the delays would be counted; no device has this
+    able = [
+        pytest.param(spec, id=spec.name, marks=[pytest.mark.cuda] if spec.device == "cuda" else [])
+        for spec in _specs(metafunc.config)
+        if needed <= spec.features
+    ]
+    metafunc.parametrize("world", able, indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -73,7 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not marked:
         return
     chosen = config.getoption("--device")
-    reason = _why_no_cuda() if not chosen or "cuda" in chosen else "--device leaves CUDA out"
+    reason = why_no_cuda() if not chosen or "cuda" in chosen else "--device leaves CUDA out"
     if reason:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=reason))
@@ -81,19 +105,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _specs(config: pytest.Config) -> list[Spec]:
     return worlds(config.getoption("--device"), config.getoption("--seed") or SEEDS)
-
-
-def _why_no_cuda() -> str | None:
-    """Why CUDA tests cannot run here; None if they can. Asks the driver and no framework."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "needs a CUDA device: there is no driver"
-    if code := driver.cuInit(0):
-        return f"needs a CUDA device: the driver does not start (error {code})"
-    count = ctypes.c_int()
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    return None if count.value else "needs a CUDA device: there is none"
 
 
 # -- devices ---------------------------------------------------------------------------------------
@@ -107,7 +118,9 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     try:
         with request.param.make() as made:
             streams = made.all_current()
-            yield made
+            seed = request.config.getoption("--chaos")
+            with nullcontext() if seed is None else chaos(made, seed):
+                yield made
             made.finish()
             # A test that has failed left things lying about; its own failure is the one to show.
             assert made.all_current() == streams, "current streams were not restored"

@@ -301,14 +301,20 @@ def test_a_failed_device_says_so_to_a_stream_that_cannot_be_created(library):
     assert driver.stream_error(0) == 719
 
 
-def test_no_stream_that_may_be_captured_is_asked(library):
+def test_the_question_breaks_no_capture(library):
     library.active.add(0)
-    asked: list[Any] = []
-    library.__dict__["cuStreamQuery"] = asked.append  # which returns None: success
+    asked: list[tuple[int | None, int]] = []
+
+    def query(stream: ctypes.c_void_p) -> int:
+        asked.append((stream.value, library.thread.mode))
+        return 0
+
+    library.__dict__["cuStreamQuery"] = query
 
     driver.stream_error(0)
 
-    assert [stream.value for stream in asked] == list(library.streams)
+    (own,) = library.streams  # which nobody else has put to work
+    assert asked == [(own, RELAXED)]
 
 
 # -- captures --------------------------------------------------------------------------------------

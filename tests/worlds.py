@@ -2,7 +2,7 @@
 
 A `World` is one type of device with its array libraries, used as the users of those libraries use
 them. A test that is written against it runs on every device that has a world. `SimWorld` is the
-simulated machine; a world for CUDA would wrap torch, CuPy and Numba in the same few words.
+simulated machine; those of CUDA, and of its stand-in, are in `tests.gpu` and `tests.standin`.
 
 Values are made of arrays of the world's *used* libraries: one array if there is one such library, a
 tuple with one of each if there are more. Tests hand them around without looking inside.
@@ -11,6 +11,7 @@ tuple with one of each if there are more. Tests hand them around without looking
 from __future__ import annotations
 
 import abc
+import ctypes
 import gc
 import itertools
 import math
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, NamedTuple, Protocol, Self
 
@@ -30,8 +32,8 @@ import gpufut
 from gpufut import sim
 
 __all__ = [
-    "PATIENCE", "SEEDS", "Gate", "Library", "SimWorld", "Spawned", "Spec", "Tally", "World",
-    "absent", "until", "until_blocked", "worlds",
+    "KINDS", "PATIENCE", "SEEDS", "Gate", "Library", "SimWorld", "Spawned", "Spec", "Tally",
+    "World", "until", "until_blocked", "why_no_cuda", "worlds",
 ]  # fmt: skip
 
 PATIENCE: Final = 20.0
@@ -66,6 +68,8 @@ class Library(Protocol):
     name: str
     is_told_of_streams: bool
     """Whether its allocator can be told which streams use an array (torch: `record_stream`)."""
+    says_whose_memory_it_is: bool
+    """Whether one can know which stream's next array would get an array's memory."""
     has_current_stream: bool
     """Whether it has a current stream of its own. Numba has none, and uses gpufut's."""
 
@@ -203,6 +207,10 @@ class World(abc.ABC):
 
     def fail_next(self, call: str, error: Exception) -> None:
         """Let one call to the driver fail. Feature ``faults``."""
+        raise NotImplementedError
+
+    def delay(self, device: int, handle: int, seconds: float) -> None:
+        """Keep the stream with that raw handle busy for a while."""
         raise NotImplementedError
 
     def capture(self, stream: Any) -> AbstractContextManager[Graph]:
@@ -410,6 +418,7 @@ class SimLibrary:
         self.name = library.name
         self.is_told_of_streams = library.name == "tracking"
         self.has_current_stream = True
+        self.says_whose_memory_it_is = True
 
     def on(self, stream: sim.Stream) -> AbstractContextManager[object]:
         return self._library.stream(stream)
@@ -528,6 +537,9 @@ class SimWorld(World):
         stats = self.machine.stats
         return Tally(stats.records, stats.waits, stats.host_syncs, stats.launches + stats.copies)
 
+    def delay(self, device: int, handle: int, seconds: float) -> None:
+        self.machine.stream_from_handle(handle).launch(_nothing, duration=seconds, name="delay")
+
     def capture(self, stream: sim.Stream) -> AbstractContextManager[sim.Graph]:
         return self.machine.capture(stream)
 
@@ -537,6 +549,10 @@ class SimWorld(World):
 
     def fail_next(self, call: str, error: Exception) -> None:
         self.machine.fail_next(call, error)
+
+
+def _nothing() -> None:
+    pass
 
 
 # -- which worlds there are ------------------------------------------------------------------------
@@ -568,30 +584,88 @@ def _sim_specs(seeds: Sequence[int]) -> Iterator[Spec]:
         yield Spec("sim", name, SimWorld.features, make)
 
 
-# Name, libraries of the values, libraries that are loaded. The last decide whose stream calls gpufut
-# uses: torch's, CuPy's or those of cuda.bindings.
-_STANDIN: Final = (
-    ("torch", ("torch",), ("torch", "cupy", "numba"), "latest"),
-    ("cupy", ("cupy",), ("cupy", "numba"), "latest"),
-    ("numba", ("numba",), ("numba",), "latest"),
-    ("mixed", ("torch", "cupy", "numba"), ("torch", "cupy", "numba"), "random"),
+# Worlds of CUDA: name, libraries of the values, libraries that are loaded. The last decide whose
+# stream calls gpufut uses: torch's, CuPy's or those of cuda.bindings. Numba brings the kernels.
+_CUDA: Final = (
+    ("torch", ("torch",), ("torch", "cupy", "numba")),
+    ("cupy", ("cupy",), ("cupy", "numba")),
+    ("numba", ("numba",), ("numba",)),
+    ("mixed", ("torch", "cupy", "numba"), ("torch", "cupy", "numba")),
 )
-_FRAMEWORKS: Final = {"torch": "torch", "cupy": "cupy", "numba": "numba_cuda"}
+_PACKAGES: Final = {"torch": "torch", "cupy": "cupy", "numba": "numba_cuda"}
+
+
+def _is_installed(library: str) -> bool:
+    return find_spec(_PACKAGES[library]) is not None
 
 
 def _standin_specs(seeds: Sequence[int]) -> Iterator[Spec]:
     from tests.standin.world import StandInWorld, features_of
 
-    for kind, used, loaded, schedule in _STANDIN:
-        features = features_of(loaded)
-        make = partial(StandInWorld, f"standin-{kind}", used, loaded, schedule, seeds[0])
-        yield Spec("standin", f"standin-{kind}", features, make)
+    for kind, used, loaded in _CUDA:
+        schedule = "random" if kind == "mixed" else "latest"
+        name = f"standin-{kind}"
+        make = partial(StandInWorld, name, used, loaded, schedule, seeds[0])
+        yield Spec("standin", name, features_of(loaded), make)
 
 
 def _why_no_standin() -> str | None:
     """Why the stand-in cannot be used here; None if it can. Imports none of what it needs."""
-    absent = [name for name, package in _FRAMEWORKS.items() if find_spec(package) is None]
-    return f"it stands in for {', '.join(absent)}, which are not installed" if absent else None
+    missing = [name for name in _PACKAGES if not _is_installed(name)]
+    if missing:
+        return f"it stands in for parts of {', '.join(missing)}, which are not installed"
+    torch = find_spec("torch")
+    for place in (torch and torch.submodule_search_locations) or ():
+        if list(Path(place, "lib").glob("*torch_cuda*")):
+            return "this torch is built with CUDA, whose kernels would be replaced for good"
+    return None
+
+
+def _cuda_specs(seeds: Sequence[int]) -> Iterator[Spec]:
+    from tests.gpu.world import CudaWorld, device_count, features_of
+
+    count = device_count()
+    for kind, used, loaded in _CUDA:
+        present = tuple(name for name in loaded if _is_installed(name))
+        if set(used) <= set(present):
+            name = f"cuda-{kind}"
+            features = features_of(used, present, count)
+            make = partial(CudaWorld, name, used, present, features, count)
+            yield Spec("cuda", name, features, make)
+
+
+def why_no_cuda() -> str | None:
+    """Why CUDA cannot be used here; None if it can. Asks the driver and no framework."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "needs a CUDA device: there is no driver"
+    if code := driver.cuInit(0):
+        return f"needs a CUDA device: the driver does not start (error {code})"
+    count = ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    if not count.value:
+        return "needs a CUDA device: there is none"
+    return None if _is_installed("numba") else "needs numba-cuda, for the kernels of the tests"
+
+
+def _accelerator_specs(kind: str, seeds: Sequence[int]) -> Iterator[Spec]:
+    import torch
+
+    from tests.gpu.accelerator import AcceleratorWorld
+
+    features = {"two-devices"} if torch.accelerator.device_count() > 1 else set()
+    if kind in AcceleratorWorld.gate_makers:
+        features.add("gates")
+    yield Spec(
+        kind, kind, frozenset(features), partial(AcceleratorWorld, kind, frozenset(features))
+    )
+
+
+def _why_no_accelerator(kind: str) -> str | None:
+    from tests.gpu.accelerator import why_absent
+
+    return why_absent(kind)
 
 
 class Kind(NamedTuple):
@@ -601,38 +675,36 @@ class Kind(NamedTuple):
     specs: Callable[[Sequence[int]], Iterator[Spec]]
 
 
-_KINDS: Final[dict[str, Kind]] = {
+KINDS: Final[dict[str, Kind]] = {
     "sim": Kind(lambda: None, _sim_specs),
     "standin": Kind(_why_no_standin, _standin_specs),
+    "cuda": Kind(why_no_cuda, _cuda_specs),
 }
+"""The types of device that tests run on by themselves, where they are."""
 
 
 def worlds(devices: Sequence[str], seeds: Sequence[int]) -> list[Spec]:
-    """The worlds of the named types of device; of all that are present, if none is named.
+    """The worlds of the named types of device; of all `KINDS` that are present, if none is named.
+
+    Args:
+        devices: One of `KINDS`, or what torch calls its accelerator.
+        seeds: Of random schedules.
 
     Raises:
-        LookupError: No such type of device, or it is not present.
+        LookupError: A named one is not present, and why.
     """
-    for device in devices:
-        if device not in _KINDS:
-            raise LookupError(
-                f"{device!r}: no such device that the tests know; they know {', '.join(_KINDS)}"
-            )
-        why = _KINDS[device].why_absent()
+    chosen = {
+        device: KINDS.get(device)
+        or Kind(partial(_why_no_accelerator, device), partial(_accelerator_specs, device))
+        for device in devices or KINDS
+    }
+    for device, kind in chosen.items():
+        why = kind.why_absent() if devices else None
         if why is not None:
-            raise LookupError(f"{device!r} is not here: {why}")
+            raise LookupError(f"{device!r}: no such device here: {why}")
     return [
-        spec
-        for device, kind in _KINDS.items()
-        if (device in devices if devices else kind.why_absent() is None)
-        for spec in kind.specs(seeds)
+        spec for kind in chosen.values() if kind.why_absent() is None for spec in kind.specs(seeds)
     ]
-
-
-def absent() -> dict[str, str]:
-    """The types of device that are not here, and why."""
-    found = {device: kind.why_absent() for device, kind in _KINDS.items()}
-    return {device: why for device, why in found.items() if why is not None}
 
 
 # -- threads ---------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
-"""`gpufut demo`: run the pipeline three ways, check every output, tell and draw."""
+"""`gpufut demo`: run the pipeline four ways, check every output, tell and draw."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import platform
 import sys
 import tempfile
 import time
@@ -10,19 +12,24 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy.typing as npt
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+import gpufut
 from gpufut.demo import reference
 from gpufut.demo.contact import MOST_SHOWN, Row, write_contact_sheet
-from gpufut.demo.photos import BadInput, BadPicture, Photo, photos_in, shipped_photos
-from gpufut.demo.pipeline import Finished, Mode, run
-from gpufut.demo.report import Measured, measure, table, timeline
+from gpufut.demo.cuda_world import DeviceFailed, open_device
+from gpufut.demo.libraries import CannotRun
+from gpufut.demo.photos import BadInput, BadPicture, Decoded, Photo, photos_in, shipped_photos
+from gpufut.demo.pipeline import MOST_ON_THEIR_WAY, Finished, Mode, run
+from gpufut.demo.report import Measured, as_json, described, measure, table, timeline
 from gpufut.demo.world import SimWorld, World
 
 __all__ = ["BAD_INPUT", "DIFFERS", "OK", "Options", "run_demo"]
@@ -32,9 +39,16 @@ MOST_TOLD = 10  # lines about differences; what goes wrong once usually goes wro
 TIMELINE, CONTACT_SHEET = "timeline.html", "contact-sheet.png"
 
 
+Worlds = Callable[[], AbstractContextManager[World]]
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line asked for. *input* None: the photographs of scikit-image."""
+    """What the command line asked for.
+
+    *input* None: the photographs of scikit-image. *device* None: the simulated one; else the index
+    of a CUDA device, used through *library*, or through the first that can.
+    """
 
     input: Path | None = None
     output: Path = Path("gpufut-demo")
@@ -42,10 +56,35 @@ class Options:
     seed: int = 0
     schedule: Literal["latest", "random"] = "latest"
     quiet: bool = False
+    device: int | None = None
+    library: str | None = None
+    json: Path | None = None
 
-    def world(self) -> AbstractContextManager[World]:
-        """A fresh device for one run. The one place that chooses which kind of device."""
-        return SimWorld(seed=self.seed, schedule=self.schedule)
+    def worlds(self) -> Worlds:
+        """What makes a fresh world for each run. The one place that chooses the kind of device.
+
+        Raises:   CannotRun: the device cannot be had.
+        """
+        if self.device is None:
+            return lambda: SimWorld(seed=self.seed, schedule=self.schedule)
+        return open_device(self.device, self.library).world
+
+
+class _Result(NamedTuple):
+    """What became of a photograph, its outputs out of pinned memory."""
+
+    photo: Photo
+    decoded: Decoded | None
+    outputs: tuple[npt.NDArray[Any], ...] | None
+    error: Exception | None
+
+    @classmethod
+    def of(cls, world: World, done: Finished) -> _Result:
+        outputs = None
+        if done.outputs is not None:
+            arrays = (done.outputs.denoised, done.outputs.edges, done.outputs.histogram)
+            outputs = tuple(world.read(array) for array in arrays)
+        return cls(done.photo, done.decoded, outputs, done.error)
 
 
 @dataclass(slots=True)
@@ -53,7 +92,8 @@ class _Verdicts:
     """What was found out about the photographs, over all runs.
 
     Invariant  `digests` has the photographs whose outputs agreed with the reference. The other runs
-               must give the same bytes, so the reference is computed once and not kept.
+               must give the same bytes, so the reference is computed once and not kept. On a GPU
+               too: each float is computed by one thread in one order, and counts are whole numbers.
     """
 
     digests: dict[str, bytes] = field(default_factory=dict)
@@ -65,7 +105,7 @@ class _Verdicts:
     def exit_code(self) -> int:
         return DIFFERS if self.wrong else BAD_INPUT if self.broken else OK
 
-    def judge(self, world: World, mode: Mode, done: Finished) -> None:
+    def judge(self, mode: Mode, done: _Result) -> None:
         if isinstance(done.error, BadPicture):
             self.broken[done.photo.name] = str(done.error)
             return
@@ -73,10 +113,7 @@ class _Verdicts:
             text = " ".join(str(done.error).split())
             self._add_wrong(done, mode, f"{type(done.error).__name__}: {text}")
             return
-        denoised, edges, counts = (
-            world.read(array)
-            for array in (done.outputs.denoised, done.outputs.edges, done.outputs.histogram)
-        )
+        denoised, edges, counts = done.outputs
         digest = hashlib.blake2b(denoised.tobytes() + edges.tobytes() + counts.tobytes()).digest()
         if mode is Mode.FUTURES:
             found = reference.differences(done.decoded.grey, denoised, edges, counts)
@@ -92,7 +129,7 @@ class _Verdicts:
         for text in found:
             self._add_wrong(done, mode, text)
 
-    def _add_wrong(self, done: Finished, mode: Mode, text: str) -> None:
+    def _add_wrong(self, done: _Result, mode: Mode, text: str) -> None:
         self.wrong.append(f"{done.photo.name} ({mode.title}): {text}")
 
 
@@ -100,27 +137,37 @@ def run_demo(options: Options) -> int:
     """Do what ``gpufut demo`` says; return its exit code.
 
     0: all outputs agree with the reference. 1: one differs, or a stage failed. 2: a picture that
-    cannot be read, no picture at all, or an output folder that cannot be written; whatever can be
-    done is done all the same.
+    cannot be read, no picture at all, a device that cannot be had, or an output that cannot be
+    written; whatever can be done is done all the same.
+
+    Raises:   ModuleNotFoundError: the simulated device has nothing that it could be compared with.
     """
     began = time.perf_counter()
+    if reference.MISSING and options.device is None:
+        raise reference.MISSING
     try:
         pictures = shipped_photos() if options.input is None else photos_in(options.input)
-    except BadInput as error:
+        worlds = options.worlds()
+    except (BadInput, CannotRun) as error:
         _complain(str(error))
         return BAD_INPUT
     output = _writable(options.output)
     verdicts = _Verdicts()
+    runs: list[Measured] = []
     with warnings.catch_warnings():
         # Pillow warns of very large pictures, then reads them; of still larger ones it reads none.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        runs = _run_all(options, pictures, verdicts)
+        try:
+            _run_all(options, worlds, pictures, verdicts, runs)
+        except DeviceFailed as error:
+            verdicts.wrong.insert(0, str(error))
     for text in (*verdicts.broken.values(), *verdicts.wrong[:MOST_TOLD]):
         _complain(text)
     if len(verdicts.wrong) > MOST_TOLD:
         _complain(f"and {len(verdicts.wrong) - MOST_TOLD} more differences")
     names = [photo.name for photo in pictures if photo.name not in verdicts.broken]
-    written = _write(output, runs, names, verdicts.rows) if names and output else []
+    names = names if len(runs) == len(Mode) else []  # a failed device has nothing to show
+    written = _write(options, output, runs, names, verdicts) if names else []
     if names and not options.quiet:
         _tell(
             options=options,
@@ -130,12 +177,21 @@ def run_demo(options: Options) -> int:
             written=written,
             seconds=time.perf_counter() - began,
         )
-    if verdicts.exit_code == OK and len(written) < 2:
+    if verdicts.exit_code == OK and len(written) < 2 + (options.json is not None):
         return BAD_INPUT
     return verdicts.exit_code
 
 
-def _run_all(options: Options, pictures: list[Photo], verdicts: _Verdicts) -> list[Measured]:
+def _run_all(
+    options: Options,
+    worlds: Worlds,
+    pictures: list[Photo],
+    verdicts: _Verdicts,
+    runs: list[Measured],
+) -> None:
+    """Run in all modes, adding to *runs*."""
+    if options.device is not None:
+        _warm_up(options, worlds, pictures)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -145,43 +201,88 @@ def _run_all(options: Options, pictures: list[Photo], verdicts: _Verdicts) -> li
         disable=options.quiet,
     ) as progress:
         tasks = {mode: progress.add_task(mode.title, total=len(pictures)) for mode in Mode}
-        return [
-            _run_one(options, pictures, mode, verdicts, partial(progress.advance, tasks[mode]))
-            for mode in Mode
-        ]
+        for mode in Mode:
+            advance = partial(progress.advance, tasks[mode])
+            runs.append(_run_one(options, worlds, pictures, mode, verdicts, advance))
+
+
+def _warm_up(options: Options, worlds: Worlds, pictures: list[Photo]) -> None:
+    """Run as many photographs as are ever on their way, without counting.
+
+    What is loaded or allocated once would look like part of the first run.
+    """
+    with worlds() as world:
+
+        def finished(done: Finished) -> None:
+            _Result.of(world, done)
+
+        some = pictures[:MOST_ON_THEIR_WAY]
+        run(world, some, Mode.FUTURES, max_side=options.max_side, finished=finished)
 
 
 def _run_one(
     options: Options,
+    worlds: Worlds,
     pictures: list[Photo],
     mode: Mode,
     verdicts: _Verdicts,
     advance: Callable[[], None],
 ) -> Measured:
     count = handoffs = 0
-    with options.world() as world:
+    later: list[_Result] = []
+    with worlds() as world:
+
+        def judge(result: _Result) -> None:
+            verdicts.judge(mode, result)
+            advance()
+
+        # Where time is measured, comparing with the reference must not take any of it.
+        take = judge if world.simulated else later.append
 
         def finished(done: Finished) -> None:
             nonlocal count, handoffs
-            verdicts.judge(world, mode, done)
+            take(_Result.of(world, done))
             count += done.error is None
             handoffs += done.handoffs
-            advance()
 
         run(world, pictures, mode, max_side=options.max_side, finished=finished)
-        return measure(world, mode, count, handoffs)
+        try:
+            return measure(world, mode, count, handoffs)
+        finally:
+            for result in later:
+                judge(result)
 
 
-def _write(output: Path, runs: list[Measured], names: list[str], rows: list[Row]) -> list[Path]:
-    """Write the page and the sheet; return what was written."""
+def _write(
+    options: Options,
+    output: Path | None,
+    runs: list[Measured],
+    names: list[str],
+    verdicts: _Verdicts,
+) -> list[Path]:
+    """Write the page, the sheet and the numbers; return what was written."""
     order = {name: n for n, name in enumerate(names)}
-    rows = sorted(rows, key=lambda row: order[row.name])
+    rows = sorted(verdicts.rows, key=lambda row: order[row.name])
     title = f"gpufut demo: {len(rows)} photographs, denoised and edge-detected"
+    wanted: list[tuple[Path, Callable[[Path], None]]] = []
+    if output is not None:
+        wanted.append((output / TIMELINE, timeline(runs, names).write_html))
+        wanted.append((output / CONTACT_SHEET, lambda path: write_contact_sheet(path, rows, title)))
+    if options.json is not None:
+        numbers = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "gpufut": gpufut.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "max_side": options.max_side,
+            "agree_with_the_reference": len(verdicts.digests),
+            "reference": reference.source(),
+            **as_json(runs),
+        }
+        text = json.dumps(numbers, indent=2) + "\n"
+        wanted.append((options.json, lambda path: _write_text(path, text)))
     written = []
-    for path, write in (
-        (output / TIMELINE, timeline(runs, names).write_html),
-        (output / CONTACT_SHEET, lambda path: write_contact_sheet(path, rows, title)),
-    ):
+    for path, write in wanted:
         try:
             write(path)
         except OSError as error:
@@ -189,6 +290,10 @@ def _write(output: Path, runs: list[Measured], names: list[str], rows: list[Row]
         else:
             written.append(path)
     return written
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _tell(
@@ -202,9 +307,11 @@ def _tell(
 ) -> None:
     out = Console()
     out.print(table(runs))
+    if options.device is not None:
+        out.print(f"Measured on {described(runs[0])}.", markup=False, highlight=False)
     right = len(verdicts.digests)
     out.print(
-        f"{right} of {wanted} photographs agree with the NumPy and scikit-image reference "
+        f"{right} of {wanted} photographs agree with the {reference.source()} reference "
         f"(reduced to {options.max_side} pixels a side at most; {seconds:.1f} s of real time)."
     )
     for path in written:

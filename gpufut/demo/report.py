@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -14,7 +16,7 @@ from gpufut.demo.stages import STAGES, label
 from gpufut.demo.world import Record, World
 from gpufut.trace import Run, Timeline, format_seconds
 
-__all__ = ["Measured", "measure", "table", "timeline"]
+__all__ = ["Measured", "as_json", "described", "measure", "table", "timeline"]
 
 NOTES = {
     Mode.FUTURES: "each stage hands on a future at once; the device does the waiting",
@@ -43,6 +45,7 @@ class Measured:
 
     mode: Mode
     simulated: bool
+    about: Mapping[str, str]
     photographs: int
     handoffs: int
     host_syncs: int
@@ -58,6 +61,7 @@ def measure(world: World, mode: Mode, photographs: int, handoffs: int) -> Measur
     return Measured(
         mode=mode,
         simulated=world.simulated,
+        about=world.about(),
         photographs=photographs,
         handoffs=handoffs,
         host_syncs=world.host_syncs(),
@@ -86,6 +90,30 @@ def table(runs: Sequence[Measured]) -> Table:
     return found
 
 
+def described(run: Measured) -> str:
+    """The device, and the library that it was used through."""
+    return " through ".join(run.about[key] for key in ("device", "library") if key in run.about)
+
+
+def as_json(runs: Sequence[Measured]) -> dict[str, Any]:
+    """The runs without their records; times in seconds."""
+    return {
+        "simulated": runs[0].simulated,
+        "about": dict(runs[0].about),
+        "runs": [
+            {
+                "mode": run.mode.title,
+                "photographs": run.photographs,
+                "handoffs": run.handoffs,
+                "host_synchronisations": run.host_syncs,
+                "host_blocked": run.blocked,
+                "time": run.elapsed,
+            }
+            for run in runs
+        ],
+    }
+
+
 def _ratio(run: Measured, base: Measured) -> str:
     return f"{run.elapsed / base.elapsed:.2f} x" if base.elapsed else "-"
 
@@ -96,11 +124,13 @@ def timeline(runs: Sequence[Measured], names: Sequence[str]) -> Timeline:
     word = " simulated" if first.simulated else ""
     parts = [
         (
-            f"{first.photographs} photographs, {first.handoffs} hand-offs, "
-            f"{first.host_syncs} host synchronisations: {format_seconds(first.elapsed)}{word}"
+            f"{first.mode.title}: {first.photographs} photographs, {first.handoffs} hand-offs, "
+            f"{first.host_syncs} host synchronisations, {format_seconds(first.elapsed)}{word}"
         )
     ]
-    parts += [f"{run.mode.title}: {format_seconds(run.elapsed)}" for run in others]
+    parts += [f"{run.mode.title}: {format_seconds(run.elapsed)}{word}" for run in others]
+    if not first.simulated:
+        parts.append(described(first))
     page = Timeline(
         "gpufut demo: photographs through four stages",
         summary=" · ".join(parts),
@@ -132,8 +162,10 @@ def _drawn(measured: Measured, names: Sequence[str]) -> Run:
     meaning = {
         label(action, name): (_category(action), name) for name in names for action in _ACTIONS
     }
-    # A blocking wait of a thread ends with the operation that it waited for.
-    waited_for = {(r.thread, r.end): meaning.get(r.label, ("", ""))[1] for r in device}
+    # A thread blocks for what it has launched last.
+    launches: dict[str, list[tuple[float, str]]] = {}
+    for r in sorted(device, key=lambda r: r.launched):
+        launches.setdefault(r.thread, []).append((r.launched, meaning[r.label][1]))
     for r in device:
         category, name = meaning[r.label]
         run.add_span(
@@ -144,20 +176,23 @@ def _drawn(measured: Measured, names: Sequence[str]) -> Run:
             category=category,
             item=name,
             detail=f"launched by thread {r.thread} at {format_seconds(r.launched)}, "
-            f"{format_seconds(r.start - r.launched)} before it began",
+            # The clocks of host and device may disagree a little.
+            f"{format_seconds(max(0.0, r.start - r.launched))} before it began",
         )
         run.add_span(
             f"{HOST}/{r.thread}",
             f"launch {r.label}",
             r.launched,
-            r.launched,
+            r.returned,
             category="launch",
             item=name,
         )
     previous = ""
     for r in sorted(host, key=lambda r: (r.thread, r.start)):
         if r.kind == "sync":
-            previous = waited_for.get((r.thread, r.end), "")
+            before = launches.get(r.thread, [])
+            last = bisect_right(before, r.start, key=lambda launch: launch[0])
+            previous = before[last - 1][1] if last else ""
             what, category, name = label("blocked for", previous), "blocked", previous
         elif r.label in meaning:
             (category, name), what = meaning[r.label], r.label

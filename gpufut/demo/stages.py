@@ -150,9 +150,7 @@ def advance(world: World, stage: Stage, parcel: Parcel, *, synchronise: bool = F
         handoffs += 1
         future.set_result(stage.work(world, value, parcel.photo.name))
         if synchronise:
-            began = world.ticket()
-            future.synchronize()
-            world.synchronised(since=began)
+            world.synchronise(future)
     except Exception as error:
         # When it was the synchronise that failed, the future has its value already; whoever
         # waits for that value meets the device's error again.

@@ -32,7 +32,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from gpufut import sim
+from gpufut import Future, sim
 from gpufut.demo import filters
 
 __all__ = ["Kernel", "Record", "SimWorld", "Ticket", "World"]
@@ -74,8 +74,8 @@ class Record:
 class World(Protocol):
     """One device and its host, as far as the stages need them.
 
-    Every method may be called from any thread. None of them waits for the device, but for
-    `records`. Arrays and streams are of the world's own kind; futures and `gpufut.stream`
+    Every method may be called from any thread. None waits for the device but `synchronise` and, at
+    the end, `records`. Arrays and streams are of the world's own kind; futures and `gpufut.stream`
     understand them.
     """
 
@@ -112,8 +112,11 @@ class World(Protocol):
         It began at *since*, if the world measures; a simulated one computes how long it took.
         """
 
-    def synchronised(self, *, since: Ticket) -> None:
-        """Note that the calling thread has just blocked on the device, from *since* on."""
+    def synchronise(self, future: Future[Any]) -> None:
+        """Block the calling thread until the device has done the work behind *future*.
+
+        As programs without futures do. All of that work is on the current stream.
+        """
 
     def ticket(self) -> Ticket:
         """The calling thread's present moment."""
@@ -133,7 +136,7 @@ class World(Protocol):
     def host_syncs(self) -> int:
         """How often a host thread has blocked for the device so far.
 
-        A simulated device counts for itself; elsewhere it is what the stages have noted.
+        A simulated device counts for itself; elsewhere it is how often the stages synchronised.
         """
 
     def records(self) -> list[Record]:
@@ -218,8 +221,9 @@ class SimWorld(AbstractContextManager["SimWorld"]):
         """Moves the thread's virtual clock by what decoding would have taken."""
         self._machine.host_work(source_pixels * DECODE_SECONDS_PER_PIXEL, label)
 
-    def synchronised(self, *, since: Ticket) -> None:
-        """Moves the thread's virtual clock by what waking up would have taken."""
+    def synchronise(self, future: Future[Any]) -> None:
+        """Moves the thread's virtual clock to the end, and by what waking up would have taken."""
+        future.synchronize()
         self._machine.host_work(WAKE_SECONDS, "wake up")
 
     def ticket(self) -> Ticket:

@@ -15,7 +15,7 @@ __all__ = ["BENCHES", "SIZE", "VALUE", "Bench", "CupyBench", "NumbaBench", "SimB
 
 VALUE: Final = 42
 SIZE: Final = 1 << 20  # bytes of the array that is handed on
-DELAY_SIZE, DELAY_TIMES = 1 << 26, 200  # some milliseconds of device work, launched in less
+DELAY_SIZE, DELAY_TIMES = 1 << 27, 200  # some milliseconds of device work, launched in less
 
 
 class Bench(Protocol):

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from gpufut.doctor import judge
+from gpufut.doctor import isolate, judge
 from gpufut.doctor.advice import advice, missing
 from gpufut.doctor.facts import SCHEMA, Check, Driver, Library, Management, Report
-from gpufut.doctor.isolate import ask
 from gpufut.doctor.libraries import LIBRARIES, installed_version
 from gpufut.doctor.render import show
 from gpufut.doctor.sections import sections, verdict
@@ -75,14 +74,14 @@ def examine(options: Options) -> Report:
 
 
 def _look(timeout: float) -> tuple[Driver, Management, tuple[Library, ...]]:
-    driver, nvml, *libraries = ask(
+    driver, nvml, *libraries = isolate.ask(
         [("driver",), ("nvml",), *(("library", name) for name in LIBRARIES)], timeout
     )
     return (
         Driver(problem=driver) if isinstance(driver, str) else Driver.of(driver),
         Management(problem=nvml) if isinstance(nvml, str) else Management.of(nvml),
         tuple(
-            Library(name, True, False, installed_version(name), problem=f"when imported: {answer}")
+            Library(name, True, False, installed_version(name), problem=answer)
             if isinstance(answer, str)
             else Library.of(answer)
             for name, answer in zip(LIBRARIES, libraries, strict=True)
@@ -92,7 +91,7 @@ def _look(timeout: float) -> tuple[Driver, Management, tuple[Library, ...]]:
 
 def _try(check: Check, timeout: float) -> Check:
     # One after the other: each has the device for itself.
-    (answer,) = ask([("check", check.device, check.library or "")], timeout)
+    (answer,) = isolate.ask([("check", check.device, check.library or "")], timeout)
     if isinstance(answer, str):
         return replace(check, result=judge.FAILED, detail=answer)
     return Check(**answer)

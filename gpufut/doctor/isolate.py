@@ -81,13 +81,14 @@ def _answer(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it and all it started, without waiting for what cannot be killed.
+    """Kill it if it still runs, and all it started, without waiting for what cannot be killed.
 
     A process that is stuck inside the kernel, as in a call to a broken driver, dies when that call
     returns, if ever.
     """
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGKILL)
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:

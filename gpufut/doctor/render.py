@@ -57,9 +57,8 @@ def _show_rich(sections: Sequence[Section], verdict: str) -> None:
             pad_edge=False,
             collapse_padding=True,
         )
-        for column in section.columns[:-1]:
-            table.add_column(column, no_wrap=True)
-        table.add_column(section.columns[-1], overflow="fold")
+        for column in section.columns:
+            table.add_column(column, overflow="fold")
         for row in section.rows:
             # Text, because what a driver says of itself is no markup.
             table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))

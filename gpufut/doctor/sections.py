@@ -19,15 +19,15 @@ FORK = (
 )
 # What the right number is worth, by whether the producer was late.
 LATENESS: Final = {
-    True: "right numbers, read by consumers that were launched while the producer ran",
-    False: "right numbers; but the producer had finished before the consumers were launched",
+    True: "right numbers, launched while the producer ran",
+    False: "right numbers, but launched after the producer had finished",
     None: "right numbers, and no race seen",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table. The last column is the long one, the only one that may break into lines."""
+    """A table. The last column is the long one, which breaks into lines."""
 
     title: str
     columns: tuple[str, ...]
@@ -80,10 +80,10 @@ def verdict(report: Report) -> str:
     skipped = sum(each.result == NOT_CHECKED for each in report.checks)
     if failed:
         return f"{failed} of the hand-offs that were checked do not work."
+    if any(each.result == OK and each.device != "sim:0" for each in report.checks):
+        return "Hand-offs work on every device that was checked."
     if skipped:
         return "Hand-offs work on the simulated device; --check tries them on the others."
-    if any(each.device.partition(":")[0] != "sim" for each in report.checks):
-        return "Hand-offs work on every device that was checked."
     return "Hand-offs work on the simulated device; there is no other to check."
 
 
@@ -92,7 +92,11 @@ def _here(report: Report) -> Iterable[tuple[str, str]]:
     yield "gpufut", system.gpufut
     yield "Python", f"{system.implementation} {system.python} on {system.platform}"
     yield "NumPy", system.numpy or "not installed: the simulated device needs it"
-    if driver.problem:
+    if driver.problem and any(
+        (each.built_for or "").startswith("ROCm") and each.device_count for each in report.libraries
+    ):
+        yield "driver", "ROCm's, seen through the libraries"
+    elif driver.problem:
         yield "driver", driver.problem
     else:
         version = f"{nvml.driver}, " if nvml.driver else ""
@@ -125,9 +129,14 @@ def _library(report: Report, library: Library) -> Iterable[tuple[str, ...]]:
     if not library.installed:
         return
     remarks = [f"memory from {library.allocator}"] if library.allocator else []
+    is_for_cuda = (library.built_for or "").startswith("CUDA")
+    if not library.importable:
+        remarks.append(f"cannot be imported: {library.problem}")
     # Without a driver each library says so in words of its own. Once is enough, and it was said.
-    if library.problem and not (report.driver.problem and library.device_type == "cuda"):
+    elif library.problem and not (is_for_cuda and report.driver.problem):
         remarks.append(library.problem)
+    elif library.device_count == 0 and not report.driver.problem:
+        remarks.append("sees no device")
     yield (
         library.name,
         library.version or "?",

@@ -8,8 +8,12 @@ LONGEST = 300
 
 
 def one_line(text: object) -> str:
-    """A text without line breaks and rulers, and not longer than a person reads."""
-    words = " ".join(word for word in str(text).split() if set(word) - set("-=~"))
+    r"""A text without line breaks and rulers, and not longer than a person reads.
+
+    >>> one_line("two packages\n-----\n  are installed")
+    'two packages are installed'
+    """
+    words = " ".join(word for word in str(text).split() if len(word) < 4 or set(word) - set("-=~"))
     return words if len(words) <= LONGEST else words[: LONGEST - 4] + " ..."
 
 

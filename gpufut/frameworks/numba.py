@@ -31,7 +31,11 @@ _IS_SIMULATED: Final = not hasattr(_cudadrv, "Stream")
 
 
 class _Current(threading.local):
-    """What gpufut made current for Numba in each thread: device -> handle."""
+    """What gpufut made current for Numba in each thread: device -> handle.
+
+    The dictionary is never that of another thread, and so tells threads apart; their numbers are
+    used again.
+    """
 
     def __init__(self) -> None:
         self.streams: dict[int, StreamHandle] = {}
@@ -74,7 +78,8 @@ class Numba:
         return streams, {device: streams.get(device) for device in devices}
 
     def set_streams(self, streams: dict[int, StreamHandle], saved: object) -> None:
-        _current.streams.update(streams)
+        now, _ = cast("tuple[dict[int, Any], dict[int, Any]]", saved)
+        now.update(streams)
 
     def restore_streams(self, saved: object) -> None:
         streams, before = cast("tuple[dict[int, Any], dict[int, Any]]", saved)
@@ -99,7 +104,7 @@ class Numba:
             return np.empty(source.shape, source.dtype)
         index = _index_of(source, 0)
         with cuda.gpus[index]:
-            stream = self._stream(index)
+            source, stream = _plain(source), self._stream(index)
             if source.flags["C_CONTIGUOUS"] or source.flags["F_CONTIGUOUS"]:
                 order = "C" if source.flags["C_CONTIGUOUS"] else "F"
                 target = cuda.pinned_array(source.shape, source.dtype, order=order)
@@ -116,9 +121,10 @@ class Numba:
 
     def to_device(self, array: object, device: int) -> object:
         source = _checked(array)
-        if not isinstance(source, _devicearray.DeviceNDArrayBase):
+        if isinstance(source, np.ndarray) and not isinstance(source, _devicearray.ManagedNDArray):
             with cuda.gpus[device]:
-                return cuda.to_device(source, stream=self._stream(device))
+                # As NumPy's, because of a mapped array Numba would make no copy.
+                return cuda.to_device(np.asarray(source), stream=self._stream(device))
         of = _index_of(source, device)
         with cuda.gpus[device]:
             to = self._stream(device)
@@ -129,7 +135,7 @@ class Numba:
         with cuda.gpus[of]:
             at = self._stream(of)
             free.wait(at)
-            target.copy_to_device(source, stream=at)
+            target.copy_to_device(_plain(source), stream=at)
             copied = cuda.event(timing=False)
             copied.record(at)
         with cuda.gpus[device]:
@@ -182,23 +188,23 @@ class _Share:
             they have, so that memory is taken for shared rather than not.
     """
 
-    __slots__ = ("__weakref__", "_forks", "_pointer", "_self", "_thread", "memory", "shares")
+    __slots__ = ("__weakref__", "_pointer", "_self", "_thread", "memory", "shares")
 
     def __init__(self, memory: Any) -> None:
         self.memory = memory
         self.shares = _shares_in(memory)
         self._self = weakref.ref(self)
-        self._thread = threading.get_ident()
-        self._forks = runtimes.forks()
+        self._thread = _current.streams
         self._pointer = memory.own()
         self.shares.append(self._self)
 
     def __del__(self) -> None:
         try:
             self.shares.remove(self._self)
-            if self._thread != threading.get_ident() or self._forks != runtimes.forks():
+            if self._thread is not _current.streams:
                 # Numba frees what has gathered in the thread that drops something, by a call that
-                # may wait for the device and needs a context. Here it may only gather.
+                # may wait for the device and needs a context: not in one that may not even use
+                # Numba, as our own, and not in a forked child. There it may only gather.
                 with self.memory.context.defer_cleanup():
                     del self._pointer
         except (AttributeError, ValueError, ReferenceError):
@@ -265,6 +271,20 @@ def _index_of(array: Any, otherwise: int) -> int:
     """The index of an array's device; *otherwise* if its memory is the host's."""
     _, device = _locate(array)
     return otherwise if device is None else device.index
+
+
+def _plain(array: Any) -> Any:
+    """A managed array, which Numba does not copy, as a device array; others as they are."""
+    if not isinstance(array, np.ndarray):
+        return array
+    interface = {
+        "shape": array.shape,
+        "strides": array.strides,
+        "typestr": array.dtype.str,
+        "data": (array.ctypes.data, False),
+        "version": 3,
+    }
+    return cuda.from_cuda_array_interface(interface, owner=array)
 
 
 def _checked(array: Any) -> Any:

@@ -9,9 +9,9 @@ Nothing here initialises torch's part for a device before work is to be launched
 
 from __future__ import annotations
 
+import abc
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from operator import attrgetter
 from typing import Any, Final, cast
 
@@ -42,7 +42,7 @@ _STREAM: Final = torch.Stream.__mro__[-2]
 _use_count: Final = torch._C._storage_Use_Count
 
 
-class _Torch:
+class _Torch(abc.ABC):
     """torch on one type of device: what is the same on all.
 
     Args:
@@ -55,6 +55,7 @@ class _Torch:
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type
         self._streams: dict[tuple[int, StreamHandle], torch.Stream] = {}
+        self._owns: Callable[[torch.UntypedStorage], bool] | None = None
         runtimes.on_reset(self._streams.clear)
 
     def exported_stream(self, array: object) -> StreamHandle | None:
@@ -68,12 +69,12 @@ class _Torch:
         self._streams[device, handle] = stream
         return stream
 
+    @abc.abstractmethod
     def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
-        raise NotImplementedError
+        """A stream as torch's object."""
 
-    @cached_property
-    def _owns(self) -> Callable[[torch.UntypedStorage], bool]:
-        """Whether memory is the caching allocator's, which hears of `record_stream`.
+    def _owner_test(self) -> Callable[[torch.UntypedStorage], bool]:
+        """How to know whether memory is the caching allocator's, which hears of `record_stream`.
 
         A storage over memory that somebody else brought along cannot be resized.
         """
@@ -104,7 +105,10 @@ class _Torch:
         try:
             if type(tensor).__torch_dispatch__ is _NO_DISPATCH:
                 storage = tensor.untyped_storage()
-                if tensor.is_cpu or not self._owns(storage):
+                owns = self._owns
+                if owns is None:
+                    owns = self._owns = self._owner_test()
+                if tensor.is_cpu or not owns(storage):
                     unheard.append(storage)
                 else:
                     tensor.record_stream(stream)
@@ -147,11 +151,15 @@ class _Torch:
         """
         source = cast(torch.Tensor, array)
         target = torch.device(self.device_type, device)
-        if source.is_cpu and not source.is_pinned():
-            staged = _pinned_like(source)
-            if staged is None:
-                return source.to(target)
-            source = staged.copy_(source)
+        if source.is_cpu:
+            # Pinned memory needs a context, and takes that of any device that has one. If there was
+            # none yet, it would make one on the current device.
+            torch.empty(1, device=target)
+            if not source.is_pinned():
+                staged = _pinned_like(source)
+                if staged is None:
+                    return source.to(target)
+                source = staged.copy_(source)
         return source.to(target, non_blocking=True)
 
 
@@ -164,8 +172,7 @@ class CudaTorch(_Torch):
     def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
         return torch.Stream(stream_id=_id_of(handle), device_index=device, device_type=_CUDA_NUMBER)
 
-    @cached_property
-    def _owns(self) -> Callable[[torch.UntypedStorage], bool]:
+    def _owner_test(self) -> Callable[[torch.UntypedStorage], bool]:
         # Which allocator it is cannot change once there is a tensor.
         backend = getattr(torch._C, "_cuda_getAllocatorBackend", None)
         if backend is not None and backend() != "native" and "MallocAsync" not in backend():
@@ -185,9 +192,8 @@ class CudaTorch(_Torch):
         handle: int = torch._C._cuda_getCurrentRawStream(device)
         return handle or _LEGACY
 
-    # What is saved: the current device, and for each of the given devices what torch says of its
-    # current stream: its id, device and type. The current device comes last, because to set a
-    # stream is to switch to its device.
+    # What is saved: the current device, because to set a stream is to switch to its device; and for
+    # each of the given devices what torch says of its current stream: its id, device and type.
 
     def save_streams(self, devices: Iterable[int]) -> object:
         # Before torch is initialised a stream can be set, but torch would not say so afterwards:
@@ -196,9 +202,7 @@ class CudaTorch(_Torch):
         if not torch.cuda.is_initialized():
             torch.cuda.init()
         current = torch._C._cuda_getDevice()
-        return current, [
-            torch._C._cuda_getCurrentStream(device) for device in _last(current, devices)
-        ]
+        return current, [torch._C._cuda_getCurrentStream(device) for device in devices]
 
     def set_streams(self, streams: dict[int, StreamHandle], saved: object) -> None:
         current, before = cast("_CudaStreams", saved)
@@ -249,14 +253,12 @@ class AcceleratorTorch(_Torch):
         handle: int = torch.accelerator.current_stream(device).stream_id
         return handle
 
-    # What is saved: the current device, and the current stream of each of the given devices, that
-    # of the current device last, because to set a stream is to switch to its device.
+    # What is saved: the current device, because to set a stream is to switch to its device; and the
+    # current stream of each of the given devices.
 
     def save_streams(self, devices: Iterable[int]) -> object:
         current = torch.accelerator.current_device_index()
-        return current, [
-            torch.accelerator.current_stream(device) for device in _last(current, devices)
-        ]
+        return current, [torch.accelerator.current_stream(device) for device in devices]
 
     def set_streams(self, streams: dict[int, StreamHandle], saved: object) -> None:
         current, before = cast("tuple[int, list[torch.Stream]]", saved)
@@ -300,15 +302,6 @@ def _set_stream(stream_id: int, device: int, number: int) -> None:
 def _id_of(handle: StreamHandle) -> int:
     """torch's id of a CUDA stream. 1 would be none."""
     return _LEGACY_OF_TORCH if handle == _LEGACY else handle
-
-
-def _last(current: int, devices: Iterable[int]) -> list[int]:
-    """*devices*, with *current* last if it is among them."""
-    ordered = list(devices)
-    if current in ordered:
-        ordered.remove(current)
-        ordered.append(current)
-    return ordered
 
 
 def _is_initialized(device_type: str) -> bool:

@@ -110,6 +110,7 @@ class AcceleratorRuntime:
         handle: StreamHandle = stream.stream_id
         if self._created.setdefault((device, priority, handle), stream) is not stream:
             raise DeviceUnavailableError(f"torch has no more streams on {self.type}:{device}")
+        self._streams[device, handle] = stream
         return handle
 
     def _new_stream(self, device: int, priority: int) -> Any:

@@ -271,7 +271,7 @@ class _Event(int):
     device, and at any time, and so calls no driver.
     """
 
-    dead: deque[int]
+    dead: deque[int] = deque(maxlen=0)  # noqa: RUF012  # drops it, before its own place is known
 
     def __del__(self) -> None:
         self.dead.append(int(self))

@@ -37,6 +37,7 @@ def all_gone(refs: list[Any]) -> bool:
 # next array of the producer's stream, whose kernel overwrites what the consumer is still to read.
 
 
+@pytest.mark.needs("reuse")
 def test_c17_the_allocators_do_reuse_memory_that_nobody_keeps(world):
     # What makes the other tests mean something.
     with world.on(world.stream()):
@@ -69,14 +70,17 @@ def by_wait_on_a_raw_handle(world: Any, future: Future[Any], consumer: Any, gate
 
 
 def by_await(world: Any, future: Future[Any], consumer: Any, gate: Any) -> Any:
-    async def consume() -> Any:
+    results = []
+
+    async def consume() -> None:  # no result: `asyncio.run` would make text of it
         value = await future
         with world.on(consumer):
             gate.hold(consumer)
-            return world.add_one(value)
+            results.append(world.add_one(value))
 
     with world.on(consumer):
-        return asyncio.run(consume())
+        asyncio.run(consume())
+    return results.pop()
 
 
 def by_then(world: Any, future: Future[Any], consumer: Any, gate: Any) -> Any:
@@ -197,6 +201,7 @@ def test_c17_memory_is_not_reused_while_a_consumer_still_reads_it(world, consume
             assert world.read(result) == 8.0
 
 
+@pytest.mark.needs("reuse")
 @pytest.mark.parametrize("consume", CONSUMERS)
 def test_c17_memory_is_reused_once_the_consumer_has_passed(world, consume):
     producer, consumer = world.stream(), world.stream()
@@ -293,7 +298,8 @@ def test_c17_a_consumer_on_the_stream_of_the_allocation_costs_nothing(world):
             del future
             intruder = world.array(-1.0)  # may have the memory at once: its kernel comes later
 
-        assert world.held() == 0
+        if all(library.says_whose_memory_it_is for library in world.used):
+            assert world.held() == 0
         gate.open()
         with world.on(stream):
             assert world.read(result) == 8.0
@@ -905,6 +911,7 @@ def test_c18_events_are_used_again(world):
 
     created, _ = events(world)
     assert created < 25  # more than one each: what is held for a consumer takes some
+    world.finish()
     gpufut.get_manager().sweep()
     gpufut.get_manager().sweep()
     created, free = events(world)
@@ -943,6 +950,7 @@ def test_c18_an_event_that_two_futures_share_is_free_when_both_are_gone(world):
         world.produce(behind=gate)  # would take it, were it free
         assert world.consume(adopted) == 7.0
     del adopted
+    world.finish()
     gpufut.get_manager().sweep()
     gpufut.get_manager().sweep()
 

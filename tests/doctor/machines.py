@@ -1,9 +1,10 @@
 """Stand-ins for what the doctor asks: `pynvml`, and the driver's library."""
 
-# ruff: noqa: N802, N815  # the names are those of NVML and of the driver
+# ruff: noqa: N802  # the names are those of NVML and of the driver
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -156,6 +157,7 @@ class FakeDevice:
     uuid: str = ONE
     bus: str = "0000:1b:00.0"
     memory: int = 140 * GIB
+    whole: str | None = None  # the UUID of the GPU that a MIG instance is on
 
 
 class FakeDriver:
@@ -213,16 +215,27 @@ class FakeDriver:
         uuid.raw = UUID(self._devices[device].uuid).bytes
         return 0
 
-    cuDeviceGetUuid = cuDeviceGetUuid_v2
+    def cuDeviceGetUuid(self, uuid: Any, device: int) -> int:
+        found = self._devices[device]
+        uuid.raw = UUID(found.whole or found.uuid).bytes
+        return 0
 
     def cuDeviceTotalMem_v2(self, size: Any, device: int) -> int:
         size._obj.value = self._devices[device].memory
         return 0
 
 
-def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits for nothing but its parent's attention."""
+def runs(pid: int) -> bool:
+    """Whether a process is there, and not only because nobody has asked how it ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
-        return True
+        return False
+
+
+def ends(pid: int, seconds: float = 10.0) -> bool:
+    """Whether a process that was killed ends, as it may take its time to do."""
+    last = time.monotonic() + seconds
+    while runs(pid) and time.monotonic() < last:
+        time.sleep(0.001)
+    return not runs(pid)

@@ -70,6 +70,13 @@ def test_an_order_that_differs_from_nvml():
     assert told(driver, nvml, CUDA_VISIBLE_DEVICES="1,0") == ()
 
 
+def test_instances_of_a_gpu_are_in_no_order_of_gpus():
+    whole = Gpu(0, uuid=f"GPU-{TWO}", instances=(Instance(0, uuid=f"MIG-{SLICE}"),))
+    driver = Driver(version="13.0", devices=(Ordinal(0, uuid=ONE), Ordinal(1, uuid=SLICE)))
+
+    assert told(driver, Management(gpus=(whole,))) == ()
+
+
 def test_a_library_that_is_newer_than_the_driver():
     driver = Driver(version="12.8", devices=(Ordinal(0),))
     (text,) = told(driver)

@@ -131,6 +131,13 @@ def test_each_library_hands_on_its_arrays_and_touches_no_other_device(cuda_libra
     assert [world.touched(0), world.touched(1)] == [index == 0, index == 1]
 
 
+def test_lateness_is_that_of_a_hand_off_that_has_nothing_left_to_load(cuda_library, monkeypatch):
+    found = iter([False, True])
+    monkeypatch.setattr(handoff, "hand_off", lambda *_: next(found))
+
+    assert check("cuda:0", cuda_library[0]).late is True
+
+
 @pytest.mark.parametrize("broken", [Impatient, Unasked])
 def test_each_library_shows_a_missing_wait(cuda_library, monkeypatch, broken):
     monkeypatch.setattr(handoff, "Future", broken)

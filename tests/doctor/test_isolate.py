@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
 from gpufut.doctor import isolate
 from gpufut.doctor.facts import Management
 from gpufut.doctor.isolate import ask
-from tests.doctor.machines import has_ended
+from tests.doctor.machines import ends, runs
 
 ENOUGH = 40.0  # seconds for what ends by itself
-SOON = 3.0  # seconds after which to give up on what hangs, once it has begun to
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def nvml_is(tmp_path, monkeypatch):
 
 HANGS = """
 import os, pathlib, threading
-pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
+new = pathlib.Path(__file__).with_name("new")
+new.write_text(str(os.getpid()))
+new.rename(new.with_name("pid"))  # whole, or not there
 threading.Event().wait()
 """
 
@@ -71,44 +73,61 @@ def test_a_process_that_ends_without_an_answer_is_told(nvml_is, source, words):
     assert ask([("nvml",)], ENOUGH) == [words]
 
 
+@pytest.fixture
+def out_of_patience(tmp_path, monkeypatch):
+    """The time is up for the first process as soon as it hangs; the others have what they need."""
+
+    def seconds(_):
+        began = time.monotonic()
+        while not (tmp_path / "pid").exists():
+            assert time.monotonic() < began + ENOUGH
+        monkeypatch.setattr(isolate, "seconds_until", lambda _: ENOUGH)
+        return 0.0
+
+    monkeypatch.setattr(isolate, "seconds_until", seconds)
+
+
+@pytest.mark.usefixtures("out_of_patience")
 def test_a_process_that_hangs_is_ended_and_the_others_have_answered(nvml_is, tmp_path):
     nvml_is(HANGS)
-    hung, answered = ask([("nvml",), ("driver",)], SOON)
+    hung, answered = ask([("nvml",), ("driver",)], 3.0)
 
     assert hung == "no answer within 3 s"
     assert isinstance(answered, dict)
-    assert has_ended(int((tmp_path / "pid").read_text()))
+    assert ends(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.usefixtures("out_of_patience")
 def test_what_a_hanging_process_had_started_ends_with_it(nvml_is, tmp_path):
     nvml_is("import os\nif os.fork(): os.wait()\n" + HANGS)
-    ask([("nvml",)], SOON)
+    ask([("nvml",)], 3.0)
 
-    assert has_ended(int((tmp_path / "pid").read_text()))
+    assert ends(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.usefixtures("out_of_patience")
 def test_a_process_that_cannot_be_killed_is_left_behind(nvml_is, tmp_path, monkeypatch):
-    monkeypatch.setattr(isolate.os, "killpg", lambda *_: None)  # as one inside a call to a driver
-    monkeypatch.setattr(isolate, "GRACE", 0.1)
+    monkeypatch.setattr(os, "killpg", lambda *_: None)  # as one inside a call to a driver
+    monkeypatch.setattr(isolate, "GRACE", 0.0)
     nvml_is(HANGS)
-    (hung,) = ask([("nvml",)], SOON)
+    (hung,) = ask([("nvml",)], 3.0)
 
     pid = int((tmp_path / "pid").read_text())
-    assert not has_ended(pid)
+    assert runs(pid)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert hung == "no answer within 3 s"
 
 
 def test_an_interrupt_ends_the_processes(nvml_is, tmp_path, monkeypatch):
-    def interrupted(process, *_):
+    def interrupted(_):
         while not (tmp_path / "pid").exists():
-            assert process.poll() is None
+            pass
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(isolate, "_answer", interrupted)
+    monkeypatch.setattr(isolate, "seconds_until", interrupted)
     nvml_is(HANGS)
     with pytest.raises(KeyboardInterrupt):
         ask([("nvml",)], ENOUGH)
 
-    assert has_ended(int((tmp_path / "pid").read_text()))
+    assert ends(int((tmp_path / "pid").read_text()))

@@ -23,7 +23,7 @@ PTDS = "CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM"
 def alone(monkeypatch):
     """As in a fresh process: no library is loaded, and no variable is set."""
     monkeypatch.setattr(libraries, "events_of", "events for {}".format)
-    for name in ("torch", "cupy", "numba", "numba.cuda"):
+    for name in ("torch", "cupy"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     for name in (
         "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM",

@@ -27,6 +27,12 @@ def test_looking_around_calls_nothing_that_creates_a_context(has_driver):
     assert not [name for name in dir(FakeDriver) if "Retain" in name or "Create" in name]
 
 
+def test_a_mig_instance_has_a_uuid_of_its_own(has_driver):
+    has_driver(FakeDriver([FakeDevice(uuid=ONE, whole=TWO)]))
+
+    assert ask_driver().devices[0].uuid == ONE
+
+
 @pytest.mark.parametrize(
     ("without", "uuid"),
     [(("cuDeviceGetUuid_v2",), ONE), (("cuDeviceGetUuid_v2", "cuDeviceGetUuid"), None)],

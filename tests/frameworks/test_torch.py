@@ -19,7 +19,7 @@ pytest.importorskip("torch", reason="torch is not installed; `make test` install
 
 import torch
 
-from gpufut import driver, runtimes
+from gpufut import arrays, driver, runtimes
 from gpufut.arrays import find
 from gpufut.device import Device
 from gpufut.errors import DeviceUnavailableError
@@ -177,6 +177,14 @@ def stream(stream_id: int, device: int = 0, kind: int = CUDA) -> Any:
     return torch.Stream(stream_id=stream_id, device_index=device, device_type=kind)
 
 
+@pytest.fixture(autouse=True)
+def unlearnt() -> Iterator[None]:
+    """What was learnt of types in one build of torch does not hold in another."""
+    arrays._forget_types()
+    yield
+    arrays._forget_types()
+
+
 @pytest.fixture
 def built_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """A build of torch for the CPU alone."""
@@ -277,6 +285,13 @@ def test_a_back_end_out_of_tree_may_stand_beside_cuda(part, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: NPU)
 
     assert kinds() == ["cuda", NPU.type]
+
+
+def test_a_back_end_out_of_tree_that_is_no_accelerator_does_not_hide_cuda(part, monkeypatch):
+    monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: "npu")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+
+    assert kinds() == ["cuda"]
 
 
 def test_the_frameworks_keep_the_protocol(cuda, xpu):
@@ -658,12 +673,42 @@ def test_a_quantised_tensor_which_no_allocator_is_told_of_is_held(cuda, monkeypa
     assert cuda.keep_memory(tensor, 0, 0x7F00).object is tensor.untyped_storage()
 
 
-def test_a_strided_nested_tensor_is_held_by_its_buffer(cuda):
+@pytest.fixture
+def nested() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nested tensors may change
-        tensor = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+        return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
 
-    assert cuda.keep_memory(tensor, 0, 0x7F00).object is tensor.values().untyped_storage()
+
+def test_of_a_strided_nested_tensor_the_buffer_is_told(cuda, nested, monkeypatch):
+    told: list[Any] = []
+
+    def record_stream(tensor: Any, _: Any) -> None:
+        if tensor.is_nested:
+            raise NotImplementedError("aten::record_stream, NestedTensorCUDA")
+        told.append(tensor.untyped_storage())
+
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
+    monkeypatch.setattr(torch.Tensor, "record_stream", record_stream, raising=False)
+
+    assert cuda.keep_memory(nested, 0, 0x7F00) is None
+    assert told == [nested.untyped_storage()]
+
+
+def test_a_pinned_nested_tensor_is_held_by_its_buffer(cuda, nested):
+    assert cuda.keep_memory(nested, 0, 0x7F00).object is nested.values().untyped_storage()
+
+
+def test_a_class_of_its_own_over_imported_memory_is_held_by_the_storage(cuda):
+    class Imported(OnDevice):
+        def untyped_storage(self) -> Any:
+            return memory.untyped_storage()
+
+    memory = torch.from_numpy(np.zeros(4, np.float32))
+    tensor = Imported()
+
+    assert cuda.keep_memory(tensor, 0, 0x7F00).object is memory.untyped_storage()
+    assert tensor.streams == []
 
 
 def test_a_class_that_cannot_be_told_is_held_itself(cuda):
@@ -1033,16 +1078,25 @@ def test_to_host_gives_a_copy_that_has_left_the_graph(cuda, pinning):
 
 
 @pytest.mark.parametrize("view", ["conj", "imag"])
-def test_to_host_computes_a_lazy_view_before_the_copy(cuda, pinning, copies, view):
+def test_to_host_computes_a_lazy_view_before_the_copy(cuda, pinning, monkeypatch, view):
     numbers = torch.tensor([1 + 2j, 3 - 4j])
     source = numbers.conj() if view == "conj" else numbers.conj().imag
     assert source.is_conj() or source.is_neg()
+    copied: list[Any] = []
+    copy = torch.Tensor.copy_
+
+    def noted(target: Any, source: Any, **_: Any) -> Any:
+        copied.append(source)
+        return copy(target, source)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", noted)
 
     target = cuda.to_host(source)
 
-    assert not target.is_conj()
-    assert not target.is_neg()
     assert torch.equal(target, source.resolve_conj().resolve_neg())
+    for each in (target, *copied):
+        assert not each.is_conj()
+        assert not each.is_neg()
 
 
 def sparse(kind: str) -> Any:
@@ -1115,6 +1169,28 @@ def test_to_device_waits_for_ordinary_memory_that_cannot_be_copied_first(
 
     assert target.device.type == "meta"
     assert all(not non_blocking for _, non_blocking in copies)
+
+
+def test_to_device_makes_a_context_where_the_copy_goes_and_pins_memory_then(
+    xpu, pinning, monkeypatch
+):
+    made: list[str] = []
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def note_empty(*size: Any, **options: Any) -> Any:
+        made.append(options["device"].type)
+        return empty(*size, **options)
+
+    def note_pinned(*like: Any, **options: Any) -> Any:
+        made.append("pinned")
+        return empty_like(*like, **options)
+
+    monkeypatch.setattr(torch, "empty", note_empty)
+    monkeypatch.setattr(torch, "empty_like", note_pinned)
+
+    to_meta(xpu).to_device(torch.zeros(3), 0)
+
+    assert made == ["meta", "pinned"]
 
 
 def test_to_device_leaves_the_order_of_two_devices_to_torch(xpu, copies):

@@ -7,17 +7,18 @@ brings what plays them.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 import numpy as np
 
 import gpufut
-from gpufut import driver, runtimes, streams
-from tests.worlds import ELEMENTS, Gate, Library, World
+from gpufut import arrays, driver, frameworks, runtimes, streams
+from tests.worlds import ELEMENTS, Gate, Graph, World
 
 __all__ = ["CudaWorld", "CupyLibrary", "Kernels", "NumbaLibrary", "TorchLibrary"]
 
@@ -45,6 +46,7 @@ class TorchLibrary:
 
     name = "torch"
     is_told_of_streams = True
+    says_whose_memory_it_is = True
     has_current_stream = True
 
     def __init__(self, kernels: Kernels) -> None:
@@ -115,6 +117,23 @@ class TorchLibrary:
     def synchronize(self, device: int) -> None:
         self._torch.cuda.synchronize(device)
 
+    def begin_capture(self, stream: Any, mode: str) -> Callable[[], Callable[[Any], object]]:
+        # Not `torch.cuda.graph`, which waits for the whole device first.
+        graph = self._torch.cuda.CUDAGraph()
+        with self.on(stream):
+            graph.capture_begin(capture_error_mode=mode)
+
+        def launch(launcher: Any) -> None:
+            with self.on(launcher):
+                graph.replay()
+
+        def end() -> Callable[[Any], object]:
+            with self.on(stream):
+                graph.capture_end()
+            return launch
+
+        return end
+
     def _own(self, stream: Any) -> Any:
         """A stream of whichever library as torch's."""
         if isinstance(stream, self._torch.Stream):
@@ -128,6 +147,7 @@ class CupyLibrary:
 
     name = "cupy"
     is_told_of_streams = False
+    says_whose_memory_it_is = False
     has_current_stream = True
 
     def __init__(self, kernels: Kernels) -> None:
@@ -222,7 +242,19 @@ class CupyLibrary:
         return array.data.ptr
 
     def synchronize(self, device: int) -> None:
-        self._cupy.cuda.Device(device).synchronize()
+        with self.on_device(device):
+            self._cupy.cuda.runtime.deviceSynchronize()
+
+    def begin_capture(self, stream: Any, mode: str) -> Callable[[], Callable[[Any], object]]:
+        number = _MODES[mode]
+        own = self._own(stream, _device_and_handle(stream)[1])
+        own.begin_capture(number)
+
+        def end() -> Callable[[Any], object]:
+            graph = own.end_capture()
+            return lambda launcher: graph.launch(self._own(launcher, 0))
+
+        return end
 
     def _is_array(self, array: Any) -> bool:
         return isinstance(array, self._cupy.ndarray)
@@ -265,6 +297,7 @@ class NumbaLibrary:
 
     name = "numba"
     is_told_of_streams = False
+    says_whose_memory_it_is = False
     has_current_stream = False
 
     def __init__(self, kernels: Kernels) -> None:
@@ -300,6 +333,12 @@ class NumbaLibrary:
         context: AbstractContextManager[object] = self._cuda.gpus[device]
         return context
 
+    def defer_cleanup(self, device: int) -> AbstractContextManager[object]:
+        context: AbstractContextManager[object] = (
+            self._cuda.gpus[device].get_primary_context().defer_cleanup()
+        )
+        return context
+
     def _stream(self, device: int) -> Any:
         """The current stream as Numba takes it; one object for each, as launches are cached."""
         _, handle = _device_and_handle(self.current(device))
@@ -309,7 +348,9 @@ class NumbaLibrary:
 
     def empty(self, device: int) -> Any:
         with self.on_device(device):
-            return self._cuda.device_array(ELEMENTS, np.float32, stream=self._stream(device))
+            array = self._cuda.device_array(ELEMENTS, np.float32, stream=self._stream(device))
+        array.stream = 0  # an array that names a stream says that its last work is there
+        return array
 
     def fill(self, array: Any, value: float, seconds: float) -> None:
         device = _numba_device(array)
@@ -336,7 +377,10 @@ class NumbaLibrary:
                 target.copy_to_device(source, stream=self._stream(device))
 
     def pinned(self) -> Any:
-        return self._cuda.pinned_array(ELEMENTS, np.float32)
+        # Numba would make a context on device 0 for it.
+        used = [each for each in range(driver.device_count()) if driver.has_context(each)]
+        with self.on_device(used[0] if used else 0):
+            return self._cuda.pinned_array(ELEMENTS, np.float32)
 
     def read(self, array: Any) -> set[float]:
         device = _numba_device(array)
@@ -353,7 +397,7 @@ class NumbaLibrary:
         return array.view(np.float32)
 
     def memory(self, array: Any) -> object:
-        return array.gpu_data
+        return array.gpu_data.owner
 
     def place(self, array: Any) -> object:
         return int(array.gpu_data.handle)
@@ -361,6 +405,32 @@ class NumbaLibrary:
     def synchronize(self, device: int) -> None:
         with self.on_device(device):
             self._cuda.synchronize()
+
+    def begin_capture(self, stream: Any, mode: str) -> Callable[[], Callable[[Any], object]]:
+        from cuda.bindings import runtime
+
+        handle = _device_and_handle(stream)[1]
+        number = runtime.cudaStreamCaptureMode(_MODES[mode])
+        _checked(runtime.cudaStreamBeginCapture(handle, number))
+
+        def end() -> Callable[[Any], object]:
+            graph = _checked(runtime.cudaStreamEndCapture(handle))
+            made = _checked(runtime.cudaGraphInstantiate(graph, 0))
+            return lambda launcher: _checked(
+                runtime.cudaGraphLaunch(made, _device_and_handle(launcher)[1])
+            )
+
+        return end
+
+
+# cudaStreamCaptureMode
+_MODES: Final = {"global": 0, "thread_local": 1, "relaxed": 2}
+
+
+def _checked(returned: tuple[Any, ...]) -> Any:
+    """The result of a call of cuda.bindings."""
+    assert returned[0] == 0, returned[0]
+    return returned[1] if len(returned) > 1 else None
 
 
 def _numba_device(array: Any) -> int:
@@ -384,7 +454,8 @@ def _device_and_handle(stream: Any) -> tuple[int, int]:
         return stream.device.index, handle
     if hasattr(stream, "device_index"):  # torch
         return stream.device_index, handle
-    return _device_of.get(handle, 0), handle
+    known = getattr(stream, "device_id", -1)  # CuPy, unless the stream is another's
+    return (known if known >= 0 else _device_of.get(handle, 0)), handle
 
 
 def _named(stream: Any) -> tuple[gpufut.Device, int]:
@@ -406,6 +477,17 @@ class CudaGate:
 
     def open(self) -> None:
         self._gate.open()
+
+
+class CudaGraph:
+    """What was captured; can be launched once the capture has ended."""
+
+    def __init__(self) -> None:
+        self.launcher: Callable[[Any], object] | None = None
+
+    def launch(self, stream: Any) -> None:
+        assert self.launcher is not None, "the capture is not over"
+        self.launcher(stream)
 
 
 class CudaWorld(World):
@@ -446,8 +528,30 @@ class CudaWorld(World):
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
-        self._build(self._real_kernels())
-        warm_up(self)
+        try:
+            self._build(_kernels())
+            self._undo.enter_context(only_loaded(self._names[1]))
+            self._undo.enter_context(self._nothing_freed())
+            warm_up(self)
+            self._undo.enter_context(self._streams_used_again())
+        except BaseException:
+            self._undo.close()
+            raise
+        return self
+
+    @contextmanager
+    def _nothing_freed(self) -> Iterator[None]:
+        """Numba gives memory back by a call that waits for the device, perhaps behind a gate."""
+        with ExitStack() as stack:
+            for library in self.libraries:
+                if library.name == "numba":
+                    for device in self.devices:
+                        stack.enter_context(library.defer_cleanup(device.index))
+            yield
+            self.finish()
+
+    @contextmanager
+    def _streams_used_again(self) -> Iterator[None]:
         runtime: Any = runtimes.get("cuda")
         create = runtime.create_stream
 
@@ -458,8 +562,10 @@ class CudaWorld(World):
             return handle
 
         runtime.create_stream = create_or_take
-        self._undo.callback(delattr, runtime, "create_stream")
-        return self
+        try:
+            yield
+        finally:
+            del runtime.create_stream
 
     def __exit__(
         self,
@@ -468,19 +574,14 @@ class CudaWorld(World):
         traceback: TracebackType | None,
     ) -> None:
         self._undo.close()
-        self.finish()
         for key, handle in self._lent:
             self._left.setdefault(key, []).append(handle)
         for device, handle in self._raw_taken:
             self._raw_streams[device].append(handle)
 
-    def _real_kernels(self) -> Kernels:
-        import kernels
-
-        return kernels
-
     def _build(self, kernels: Kernels) -> None:
         used, loaded = self._names
+        self._kernels = kernels
         made: dict[str, Any] = {name: _LIBRARIES[name](kernels) for name in loaded}
         # Numba first: who makes a stream current for it, makes it current for all.
         self.libraries = tuple(made[name] for name in sorted(made, key="numba cupy torch".index))
@@ -501,9 +602,7 @@ class CudaWorld(World):
         left = self._raw_streams.setdefault(device, [])
         if not left:
             with self.used[0].on_device(device):
-                status, made = runtime.cudaStreamCreateWithFlags(_NON_BLOCKING)
-            assert status == 0, status
-            left.append(int(made))
+                left.append(int(_checked(runtime.cudaStreamCreateWithFlags(_NON_BLOCKING))))
         self._raw_taken.append((device, left[-1]))
         return left.pop()
 
@@ -519,8 +618,27 @@ class CudaWorld(World):
         self._gates.append(kernels.Gate(self.gate_seconds))
         return CudaGate(self._gates[-1], self)
 
+    @contextmanager
+    def capture(self, stream: Any) -> Iterator[Graph]:
+        # torch keeps memory for its graphs. The others ask the driver for more in the middle of a
+        # capture, which only the relaxed mode allows.
+        mode = "global" if [each.name for each in self.used] == ["torch"] else "relaxed"
+        graph = CudaGraph()
+        end = self.used[0].begin_capture(stream, mode)
+        try:
+            yield graph
+        except BaseException:
+            with suppress(Exception):  # the capture may be broken, and then ends with an error
+                end()
+            raise
+        graph.launcher = end()
+
     def touched(self, device: int) -> bool:
         return driver.has_context(device)
+
+    def delay(self, device: int, handle: int, seconds: float) -> None:
+        with self.used[0].on_device(device):
+            self._kernels.spin(int(seconds * 1e9), stream=handle)
 
     def finish(self) -> None:
         for device in self.devices:
@@ -529,6 +647,12 @@ class CudaWorld(World):
 
     def gates_expired(self) -> int:
         return sum(gate.expired for gate in self._gates)
+
+
+def _kernels() -> Kernels:
+    import kernels
+
+    return kernels
 
 
 _LIBRARIES: dict[str, Any] = {"torch": TorchLibrary, "cupy": CupyLibrary, "numba": NumbaLibrary}
@@ -555,5 +679,86 @@ def warm_up(world: World) -> None:
             library.synchronize(device.index)  # type: ignore[attr-defined]
 
 
-def _check(library: Library) -> Library:
-    return library
+def device_count() -> int:
+    """How many devices there are."""
+    return driver.device_count()
+
+
+def features_of(used: Sequence[str], loaded: Sequence[str], devices: int) -> frozenset[str]:
+    """What a world on this GPU can do."""
+    features = {"capture", "gates"}
+    if devices > 1:
+        features.add("two-devices")
+    if {"torch", "cupy"} <= set(loaded):
+        features.add("two-libraries")
+    # Numba gives memory back to the driver; torch's other allocators choose as they like.
+    settings = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") or os.environ.get(
+        "PYTORCH_ALLOC_CONF", ""
+    )
+    if "numba" not in used and not settings:
+        features.add("reuse")
+    return frozenset(features)
+
+
+# -- what the program has loaded -------------------------------------------------------------------
+
+_SIGNS: Final = {"torch": "torch", "cupy": "cupy", "numba": "numba.cuda"}
+
+# Runtimes and adapters that gpufut found, by the libraries that were loaded then.
+Served = dict[tuple[str, ...], tuple[dict[str, Any], dict[str, Any]]]
+_served: Served = {}
+
+
+@contextmanager
+def only_loaded(loaded: Sequence[str], served: Served = _served) -> Iterator[None]:
+    """The libraries that are not *loaded* out of gpufut's sight.
+
+    That decides whose stream calls it uses: torch's if torch is loaded, else CuPy's, else those of
+    cuda.bindings.
+    """
+    known, adapters = served.setdefault(tuple(loaded), ({}, {}))
+    with ExitStack() as stack:
+        for name, sign in _SIGNS.items():
+            if name not in loaded:
+                stack.enter_context(entry(sys.modules, sign, None))
+        stack.enter_context(_contents(runtimes._loaded, known))
+        stack.enter_context(_contents(frameworks._loaded_adapters, adapters))
+        stack.callback(_forget)
+        _forget()
+        yield
+
+
+def _forget() -> None:
+    arrays._forget_types()
+    runtimes.reset()
+
+
+_NOTHING: Final = object()
+
+
+@contextmanager
+def entry(target: dict[str, Any], key: str, value: Any) -> Iterator[None]:
+    """One entry of a dictionary replaced."""
+    before = target.get(key, _NOTHING)
+    target[key] = value
+    try:
+        yield
+    finally:
+        if before is _NOTHING:
+            target.pop(key, None)
+        else:
+            target[key] = before
+
+
+@contextmanager
+def _contents(target: dict[str, Any], inside: dict[str, Any]) -> Iterator[None]:
+    """*target* has the contents *inside* for the block, and keeps them there."""
+    before = dict(target)
+    target.clear()
+    target.update(inside)
+    try:
+        yield
+    finally:
+        inside.update(target)
+        target.clear()
+        target.update(before)

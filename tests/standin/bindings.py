@@ -37,7 +37,7 @@ def _returning(function: Callable[..., Any], *, enters: bool = True) -> Callable
 
 
 def _plain(argument: Any) -> Any:
-    """A handle, whether it came as an int or in a type of the bindings; other things as they are."""
+    """A handle, as an int or in a type of the bindings; other things as they are."""
     kinds = (runtime.cudaStream_t, runtime.cudaEvent_t)
     return int(argument) if isinstance(argument, kinds) else argument
 
@@ -82,9 +82,7 @@ _FUNCTIONS: dict[str, Any] = {
     "cudaEventRecord": _returning(lambda event, stream: active().record(event, stream)),
     "cudaEventQuery": _returning(lambda event: _query(active().query(event))),
     "cudaEventSynchronize": _returning(lambda event: active().synchronize(event)),
-    "cudaStreamWaitEvent": _returning(
-        lambda stream, event, flags=0: active().wait(stream, event)
-    ),
+    "cudaStreamWaitEvent": _returning(lambda stream, event, flags=0: active().wait(stream, event)),
     "cudaStreamQuery": _returning(lambda stream: _query(active().query_stream(stream))),
     "cudaStreamSynchronize": _returning(lambda stream: active().synchronize_stream(stream)),
     "cudaStreamCreateWithPriority": _returning(

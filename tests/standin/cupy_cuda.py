@@ -11,10 +11,9 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import cupy
-import cupyx
 import numpy as np
 from cupy.cuda.memory import MemoryPointer, UnownedMemory
 from cupy.cuda.pinned_memory import PinnedMemoryPointer
@@ -64,7 +63,7 @@ def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
             code = status_of(error)
             if code is None:
                 raise
-            raise _runtime.CUDARuntimeError(code) from error
+        raise _runtime.CUDARuntimeError(code)
 
     return call
 
@@ -114,9 +113,7 @@ def _memcpy_async(target: int, source: int, size: int, kind: int, stream: int) -
     cuda.copy(target, source, size, cuda.stream(stream))
 
 
-def _memcpy_peer_async(
-    target: int, to: int, source: int, of: int, size: int, stream: int
-) -> None:
+def _memcpy_peer_async(target: int, to: int, source: int, of: int, size: int, stream: int) -> None:
     active().copy(target, source, size, active().stream(stream))
 
 
@@ -168,7 +165,7 @@ class Device:
     def __int__(self) -> int:
         return self.id
 
-    def __enter__(self) -> Device:
+    def __enter__(self) -> Self:
         before = active().device()
         _threads().left.append(before)
         if self.id != before:
@@ -222,7 +219,7 @@ def _check_device(stream: Any) -> int:
     return now
 
 
-class BaseStream(_RealBaseStream):
+class BaseStream(_RealBaseStream):  # type: ignore[misc, valid-type]  # CuPy's class is Any here
     """cupy.cuda.stream._BaseStream."""
 
     __module__ = "cupy.cuda.stream"
@@ -387,7 +384,7 @@ class Owner:
         self.memory = memory
 
 
-class Array(cupy.ndarray):
+class Array(cupy.ndarray):  # type: ignore[misc]  # CuPy's class is Any here
     """cupy.ndarray, with what needs a compiler done by the simulated machine."""
 
     __module__ = "cupy"
@@ -460,16 +457,22 @@ def _host_operand(array: Any) -> Any:
 
 
 @_raising
-def empty(shape: Any, dtype: Any = float, order: str = "C") -> Any:
-    """cupy.empty: on the current device, from the arena of its current stream."""
+def alloc(size: int) -> Any:
+    """cupy.cuda.alloc: on the current device, from the arena of its current stream."""
     cuda = active()
     device = cuda.enter()
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    plain = cuda.machine.plain
     array, address = cuda.allocate(
-        cuda.machine.plain, shape, np.dtype(dtype), device, get_current_stream().ptr
+        plain, (size // 4,), np.dtype(np.float32), device, get_current_stream().ptr
     )
-    memory = UnownedMemory(address, array.nbytes, Owner(array.memory), device)
-    return Array(shape, dtype, memptr=MemoryPointer(memory, 0))
+    return MemoryPointer(UnownedMemory(address, size, Owner(array.memory), device), 0)
+
+
+def empty(shape: Any, dtype: Any = float, order: str = "C") -> Any:
+    """cupy.empty."""
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    nbytes = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
+    return Array(shape, dtype, memptr=alloc(nbytes), order=order)
 
 
 def _empty_like(source: Any, dtype: Any = None, **_: Any) -> Any:
@@ -508,7 +511,8 @@ def patches() -> list[tuple[Any, str, Any]]:
         (cupy.cuda, "alloc_pinned_memory", _alloc_pinned_memory),
         (cupy.cuda.pinned_memory, "alloc_pinned_memory", _alloc_pinned_memory),
         (cupy.cuda.pinned_memory, "is_memory_pinned", _is_memory_pinned),
-        (cupyx, "empty_pinned", cupyx.empty_pinned),
+        (cupy.cuda, "alloc", alloc),
+        (cupy, "ndarray", Array),
         (cupy, "empty", empty),
         (cupy, "empty_like", _empty_like),
         (cupy, "asarray", _asarray),

@@ -21,7 +21,7 @@ from gpufut.sim.capture import refuse_unsafe_locked
 from gpufut.sim.layout import Layout
 from gpufut.sim.memory import View
 
-__all__ = ["Cuda", "CudaError", "DriverLibrary", "active", "activate", "status_of"]
+__all__ = ["Cuda", "CudaError", "DriverLibrary", "activate", "active", "status_of"]
 
 SUCCESS = 0
 INVALID_VALUE = 1
@@ -281,11 +281,7 @@ class Cuda:
             mine = threading.get_ident()
             with engine.lock:
                 refuse_unsafe_locked(
-                    [
-                        each
-                        for each in engine.captures
-                        if mode == GLOBAL or each.thread == mine
-                    ],
+                    [each for each in engine.captures if mode == GLOBAL or each.thread == mine],
                     call,
                 )
 
@@ -377,6 +373,8 @@ class Cuda:
             return None
         start = self._addresses[place]
         block = self._blocks[start]
+        if block.device is None and block.memory() is None:
+            return None  # page-locked once; by now the address may be anybody's
         return (address - start, block) if address < start + block.nbytes else None
 
     def array_at(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Operand:
@@ -417,7 +415,7 @@ class Cuda:
         self.begin(stream).launch(fn, reads=reads, writes=writes, duration=duration, name=name)
 
     def fail(self, device: int) -> None:
-        """Let the context fail, as after an illegal access: every call there says so from now on."""
+        """Let the context fail, as after an illegal access: every call there says so."""
         self.machine.poison(device, RuntimeError("an illegal access, says the test"))
         self.failed.add(device)
 

@@ -8,7 +8,10 @@ freed memory goes to the next array of the stream that was named at the allocati
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +38,8 @@ def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
             code = status_of(error)
             if code is None:
                 raise
-            raise numba_driver.CudaAPIError(code, f"status {code} ({error})") from error
+            text = f"status {code} ({error})"
+        raise numba_driver.CudaAPIError(code, text)
 
     return call
 
@@ -60,7 +64,7 @@ class _Device:
         self.id = index
 
     def get_primary_context(self) -> _Context:
-        return _Context(self.id)
+        return _context(self.id)
 
     def __enter__(self) -> None:
         active().contexts.add(self.id)
@@ -84,6 +88,14 @@ class _Context:
 
     def synchronize(self) -> None:
         active().machine.synchronize(self.device.id)
+
+    def defer_cleanup(self) -> nullcontext[None]:
+        return nullcontext()
+
+
+def _context(index: int) -> _Context:
+    found: _Context = active().layer(_Numba).contexts[index]
+    return found
 
 
 class _Devices:
@@ -113,16 +125,16 @@ def _current_context(devnum: int | None = None) -> _Context:
     if devnum is None:
         if not active()._thread.contexts:
             active().set_device(0)
-        return _Context(active().device())
+        return _context(active().device())
     active().check_device(devnum)
     _Device(devnum).__enter__()
-    return _Context(devnum)
+    return _context(devnum)
 
 
 # -- streams ---------------------------------------------------------------------------------------
 
 
-class Stream(numba_driver.Stream):
+class Stream(numba_driver.Stream):  # type: ignore[misc]  # Numba's class is Any here
     """numba.cuda.cudadrv.driver.Stream."""
 
     __module__ = "numba.cuda.cudadrv.driver"
@@ -149,6 +161,33 @@ def _external_stream(handle: int) -> Stream:
     return _stream_of(handle, external=True)
 
 
+class Event:
+    """numba.cuda.cudadrv.driver.Event."""
+
+    __module__ = "numba.cuda.cudadrv.driver"
+
+    def __init__(self, timing: bool = True) -> None:
+        if not active()._thread.contexts:
+            active().set_device(0)
+        self.handle = active().create_event()
+
+    @_raising
+    def record(self, stream: Any = 0) -> None:
+        active().record(self.handle, _handle(stream))
+
+    @_raising
+    def wait(self, stream: Any = 0) -> None:
+        active().wait(_handle(stream), self.handle)
+
+    @_raising
+    def query(self) -> bool:
+        return active().query(self.handle)
+
+    @_raising
+    def synchronize(self) -> None:
+        active().synchronize(self.handle)
+
+
 def _handle(stream: Any) -> int:
     """The handle of what Numba's calls take for a stream."""
     if isinstance(stream, int) and stream == 0:
@@ -161,14 +200,25 @@ def _handle(stream: Any) -> int:
 # -- arrays ----------------------------------------------------------------------------------------
 
 
-class Memory(numba_driver.MemoryPointer):
-    """A MemoryPointer that owns memory of the machine."""
+class _Numba:
+    """What Numba keeps about CUDA."""
 
-    __module__ = "numba.cuda.cudadrv.driver"
+    def __init__(self) -> None:
+        self.contexts = [_Context(index) for index in range(active().count)]
+        self.allocations: dict[int, Any] = {}  # address -> its pointer, and the machine's memory
 
-    def __init__(self, context: _Context, address: int, size: int, memory: Any) -> None:
-        super().__init__(context, binding.CUdeviceptr(address), size)
-        self.memory = memory
+
+def _allocated(context: _Context, address: int, size: int, memory: Any) -> Any:
+    """Numba's allocation of memory of the machine, which goes with the last reference."""
+    allocations = active().layer(_Numba).allocations
+    pointer = numba_driver.AutoFreePointer(
+        weakref.proxy(context),
+        binding.CUdeviceptr(address),
+        size,
+        finalizer=partial(allocations.pop, address, None),
+    )
+    allocations[address] = pointer, memory
+    return pointer.own()
 
 
 @_with_context
@@ -179,7 +229,7 @@ def _device_array(
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     device = cuda.device()
     array, address = cuda.allocate(cuda.machine.plain, shape, kind, device, _handle(stream))
-    memory = Memory(_Context(device), address, array.nbytes, array.memory)
+    memory = _allocated(_context(device), address, array.nbytes, array.memory)
     strides = np.ndarray(shape, kind, np.empty(array.nbytes, np.uint8)).strides
     return DeviceNDArray(shape, strides, kind, stream=stream, gpu_data=memory)
 
@@ -232,7 +282,7 @@ def _pinned_array(
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     nbytes = int(np.prod(shape, dtype=int)) * kind.itemsize
     pinned, address = active().allocate_pinned(nbytes)
-    owner = numba_driver.PinnedMemory(_Context(active().device()), address, nbytes, owner=pinned)
+    owner = numba_driver.PinnedMemory(_context(active().device()), address, nbytes, owner=pinned)
     return np.ndarray(shape, kind, buffer=owner)
 
 
@@ -280,6 +330,7 @@ def patches() -> list[tuple[Any, str, Any]]:
         "default_stream": _with_context(lambda: _stream_of(0)),
         "legacy_default_stream": _with_context(lambda: _stream_of(_LEGACY)),
         "per_thread_default_stream": _with_context(lambda: _stream_of(_PTDS)),
+        "event": _raising(Event),
         "device_array": _device_array,
         "device_array_like": _device_array_like,
         "to_device": _to_device,

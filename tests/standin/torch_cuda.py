@@ -11,7 +11,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -59,9 +59,17 @@ def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
             code = status_of(error)
             if code is None:
                 raise
-            raise torch.AcceleratorError(f"CUDA error: status {code} ({error})") from error
+            text = f"CUDA error: status {code} ({error})"
+        # Not from the other: an error of C++ has no frames of Python behind it.
+        raise _error(code, text)
 
     return call
+
+
+def _error(code: int, text: str) -> Exception:
+    error: Exception = torch.AcceleratorError(text)
+    error.error_code = code  # type: ignore[attr-defined]
+    return error
 
 
 # -- streams and events ----------------------------------------------------------------------------
@@ -91,7 +99,7 @@ def _pool_stream(device: int, priority: int) -> int:
     return stream_id
 
 
-class Stream(_RealStream):
+class Stream(_RealStream):  # type: ignore[misc, valid-type]  # torch's class is Any here
     """torch.Stream: any type of device; CUDA's are played."""
 
     __module__ = "torch"
@@ -146,7 +154,7 @@ class Stream(_RealStream):
     def wait_stream(self, stream: Stream) -> None:
         self.wait_event(stream.record_event())
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Self:
         raise NotImplementedError("the stand-in has no `with torch.Stream`")
 
 
@@ -311,7 +319,7 @@ def _exchange_device(device: int) -> int:
 
 
 def _maybe_exchange_device(device: int) -> int:
-    """As torch leaves a device guard: rather than make a context it remembers where it should be."""
+    """As torch leaves a guard: rather than make a context it remembers where it should be."""
     before = _get_device()
     if device >= 0 and device != before:
         if device in active().contexts:
@@ -362,7 +370,7 @@ def _import(memory: _Memory, device: int) -> Any:
     """A tensor on that memory: DLPack's structure begins with the address and the device."""
     capsule = np.asarray(memory).__dlpack__()
     place = _capsule(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)
-    (ctypes.c_int32 * 2).from_address(place)[:] = (_DLPACK_CUDA, device)
+    (ctypes.c_int32 * 2).from_address(place)[:] = [_DLPACK_CUDA, device]
     return torch._C._from_dlpack(capsule)
 
 
@@ -551,7 +559,20 @@ def _copy_method(target: torch.Tensor, source: Any, non_blocking: bool = False) 
     return _real["copy_"](target, source, non_blocking)
 
 
-_real = {"empty": torch.empty, "empty_like": torch.empty_like, "copy_": torch.Tensor.copy_}
+def _repr(tensor: torch.Tensor, **how: Any) -> str:
+    """What a tensor looks like: its numbers are waited for."""
+    if not tensor.is_cuda:
+        text: str = _real["repr"](tensor, **how)
+        return text
+    return f"{_real['repr'](tensor.cpu())} on {tensor.device}"
+
+
+_real = {
+    "empty": torch.empty,
+    "empty_like": torch.empty_like,
+    "copy_": torch.Tensor.copy_,
+    "repr": torch.Tensor.__repr__,
+}
 
 
 # -- putting it in place ---------------------------------------------------------------------------
@@ -560,7 +581,7 @@ _real = {"empty": torch.empty, "empty_like": torch.empty_like, "copy_": torch.Te
 @functools.cache
 def _register_kernels() -> Any:
     """Tell torch's dispatcher who makes tensors on `cuda`; for good, as there is no other."""
-    library = torch.library.Library("aten", "IMPL")  # noqa: TOR901  # lives as long as torch
+    library = torch.library.Library("aten", "IMPL")
     for name, kernel in _KERNELS.items():
         library.impl(name, kernel, "CUDA")
     return library
@@ -609,4 +630,5 @@ def patches() -> list[tuple[Any, str, Any]]:
         (torch, "empty_like", _empty_like_anywhere),
         (torch.Tensor, "is_pinned", _is_pinned),
         (torch.Tensor, "copy_", _copy_method),
+        (torch.Tensor, "__repr__", _repr),
     ]

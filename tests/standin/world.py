@@ -1,8 +1,4 @@
-"""The worlds of the stand-in: the libraries of a GPU, on a simulated machine.
-
-What is hidden looks to gpufut as if the program had never loaded it, which decides the library
-whose stream calls it uses: torch's if torch is loaded, else CuPy's, else those of cuda.bindings.
-"""
+"""The worlds of the stand-in: the libraries of a GPU, on a simulated machine."""
 
 from __future__ import annotations
 
@@ -15,23 +11,23 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from gpufut import arrays, driver, frameworks, runtimes, sim
-from tests.gpu.world import CudaWorld
+from gpufut import driver, sim
+from tests.gpu.world import CudaWorld, Served, entry, only_loaded
 from tests.standin.driver import Cuda, DriverLibrary, activate
-from tests.worlds import Gate, Tally
+from tests.worlds import Gate, Graph, Tally
 
 __all__ = ["StandInWorld", "features_of"]
 
-_SIGNS: Final = {"torch": "torch", "cupy": "cupy", "numba": "numba.cuda"}
-_LAYERS: Final = {
-    "torch": "tests.standin.torch_cuda",
-    "cupy": "tests.standin.cupy_cuda",
-    "numba": "tests.standin.numba_cuda",
-}
+_LAYERS: Final = (
+    "tests.standin.torch_cuda", "tests.standin.cupy_cuda", "tests.standin.numba_cuda",
+    "tests.standin.bindings",
+)  # fmt: skip
 _ADAPTERS: Final = (
     "gpufut.runtimes.cuda", "gpufut.frameworks.torch", "gpufut.frameworks.cupy",
     "gpufut.frameworks.numba", "gpufut.frameworks.interface",
 )  # fmt: skip
+
+_served: Served = {}
 
 FEATURES: Final = frozenset(
     {"capture", "contexts", "counts", "faults", "gates", "reuse", "two-devices"}
@@ -111,10 +107,10 @@ class StandInWorld(CudaWorld):
         self._raw_streams = {}
 
     def __enter__(self) -> Self:
-        loaded = self._names[1]
         try:
             self._undo.enter_context(activate(self.cuda))
-            self._undo.enter_context(_replaced(loaded))
+            self._undo.enter_context(_in_place())
+            self._undo.enter_context(only_loaded(self._names[1], _served))
             self._build(StandInKernels(self.cuda))
         except BaseException:
             self._undo.close()
@@ -158,7 +154,7 @@ class StandInWorld(CudaWorld):
         )
 
     @contextmanager
-    def capture(self, stream: Any) -> Iterator[StandInGraph]:
+    def capture(self, stream: Any) -> Iterator[Graph]:
         with self.machine.capture(self.machine_stream(stream)) as graph:
             yield StandInGraph(graph, self)
 
@@ -175,37 +171,24 @@ class StandInWorld(CudaWorld):
 _library = DriverLibrary()
 
 # gpufut's own adapters as they are while the stand-in is there: what they decide when they are
-# imported, they decide by what they see then. And the runtimes, by which libraries are loaded.
+# imported, they decide by what they see then.
 _modules: dict[str, Any] = {}
-_serving: dict[tuple[str, ...], dict[str, Any]] = {}
-_adapters: dict[tuple[str, ...], dict[str, Any]] = {}
 
 
 @contextmanager
-def _replaced(loaded: Sequence[str]) -> Iterator[None]:
-    """The stand-in's functions in place, and the libraries that are not *loaded* out of sight."""
-    key = tuple(loaded)
-    layers = [importlib.import_module(_LAYERS[name]) for name in _SIGNS]
-    layers.append(importlib.import_module("tests.standin.bindings"))
+def _in_place() -> Iterator[None]:
+    """The stand-in's functions, and adapters that have seen no others."""
+    layers = [importlib.import_module(name) for name in _LAYERS]
     with ExitStack() as stack:
         for layer in layers:
             for target, name, value in layer.patches():
                 stack.enter_context(_attribute(target, name, value))
         stack.enter_context(_attribute(driver, "open_library", lambda: _library))
-        for name, sign in _SIGNS.items():
-            if name not in loaded:
-                stack.enter_context(_item(sys.modules, sign, None))
         for name in _ADAPTERS:
-            stack.enter_context(_item(sys.modules, name, _modules.get(name)))
+            stack.enter_context(entry(sys.modules, name, _modules.get(name)))
             if name not in _modules:
                 del sys.modules[name]
         stack.callback(_remember_modules)
-        stack.enter_context(_contents(runtimes._loaded, _serving.setdefault(key, {})))
-        stack.enter_context(
-            _contents(frameworks._loaded_adapters, _adapters.setdefault(key, {}))
-        )
-        stack.callback(_forget)
-        _forget()
         yield
 
 
@@ -213,11 +196,6 @@ def _remember_modules() -> None:
     for name in _ADAPTERS:
         if sys.modules.get(name) is not None:
             _modules[name] = sys.modules[name]
-
-
-def _forget() -> None:
-    arrays._forget_types()
-    runtimes.reset()
 
 
 _NOTHING: Final = object()
@@ -234,30 +212,3 @@ def _attribute(target: Any, name: str, value: Any) -> Iterator[None]:
             delattr(target, name)
         else:
             setattr(target, name, before)
-
-
-@contextmanager
-def _item(target: dict[str, Any], key: str, value: Any) -> Iterator[None]:
-    before = target.get(key, _NOTHING)
-    target[key] = value
-    try:
-        yield
-    finally:
-        if before is _NOTHING:
-            target.pop(key, None)
-        else:
-            target[key] = before
-
-
-@contextmanager
-def _contents(target: dict[str, Any], inside: dict[str, Any]) -> Iterator[None]:
-    """*target* has the contents *inside* for the block, and keeps them there."""
-    before = dict(target)
-    target.clear()
-    target.update(inside)
-    try:
-        yield
-    finally:
-        inside.update(target)
-        target.clear()
-        target.update(before)
