@@ -223,6 +223,8 @@ class StreamPool:
             if isinstance(error, Exception) and self._all:
                 return False  # out of streams, or of memory for one: those that we have will do
             raise
+        if handle in self._all:
+            return False  # the runtime has a pool of its own, which has come round: it has no more
         self._all += [handle]  # not a call, so that no signal comes before the next line has run
         self._free.appendleft(handle)
         return True
@@ -476,6 +478,7 @@ class Manager:
         self.housekeeping = housekeeping
         self.holds = Holds(housekeeping)
         self._lanes: dict[Device, Lane] = {}
+        self._forks = runtimes.forks()
 
     def lane(self, device: Device) -> Lane:
         """What gpufut owns on *device*. Creates nothing on it.
@@ -512,6 +515,11 @@ class Manager:
     def forget(self) -> None:
         """Drop everything without calling a driver: the handles have become meaningless."""
         self._lanes = {}
+        if runtimes.forks() != self._forks:
+            # What the parent process held cannot be freed here: its allocators would call a driver
+            # that this process has lost.
+            _of_parents.append(self.holds)
+            self._forks = runtimes.forks()
         self.holds = Holds(self.housekeeping)
 
 
@@ -520,6 +528,7 @@ def _check_whole(name: str, number: object) -> None:
         raise TypeError(f"{name} is a whole number, got {number!r}")
 
 
+_of_parents: Final[list[Holds]] = []
 _manager = Manager()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 import weakref
@@ -823,3 +824,30 @@ def test_streams_of_one_device_and_handle_are_equal():
     assert Stream(FIRST, 5) == Stream(FIRST, 5)
     assert Stream(FIRST, 5) != Stream(SECOND, 5)
     assert str(Stream(FIRST, 255)) == "stream 0xff on sim:0"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_was_held_is_not_freed_in_a_forked_child(run_program):
+    ended = run_program(
+        "import gc, os, weakref\n"
+        "from gpufut import Device, Manager, get_manager, set_manager, sim\n"
+        "from gpufut.frameworks import Owner\n"
+        "class Memory:\n"
+        "    def __del__(self): print('freed in', os.getpid() == parent, flush=True)\n"
+        "parent = os.getpid()\n"
+        "with sim.Machine() as machine:\n"
+        "    set_manager(Manager(housekeeping=None))\n"
+        "    manager = get_manager()\n"
+        "    stream, gate = machine.stream(), machine.gate()\n"
+        "    stream.hold(gate)\n"
+        "    manager.holds.keep(Owner(Memory()), manager.lane(Device('sim', 0)), stream.handle)\n"
+        "    if not os.fork():\n"
+        "        gc.collect()\n"
+        "        os._exit(len(manager.holds))\n"
+        "    _, status = os.wait()\n"
+        "    print('left in the child:', os.waitstatus_to_exitcode(status))\n"
+        "    gate.open()\n"
+        "    while manager.sweep(): machine.run()\n"
+    )
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines() == ["left in the child: 0", "freed in True"]

@@ -129,9 +129,9 @@ class World(abc.ABC):
         name: For the test's id.
         features: What not every device can do; tests ask for them with ``@needs``:
             ``capture`` (`capture`), ``contexts`` (`touched` was false before the test), ``counts``
-            (`tally`, `pending`), ``faults`` (`fail`, `fail_next`), ``gates`` (`gate`), ``reuse``
-            (freed memory goes to the next array of its stream), ``two-devices``,
-            ``two-libraries`` (`two_libraries`).
+            (`tally`, `pending`), ``faults`` (`fail`, `fail_next`), ``gates`` (`gate`), ``races``
+            (an access that nothing orders raises), ``reuse`` (freed memory goes to the next array
+            of its stream), ``two-devices``, ``two-libraries`` (`two_libraries`).
         devices: The devices, at least one.
         libraries: All that work on these devices and are loaded.
         used: Those whose arrays values are made of.
@@ -481,7 +481,7 @@ class SimWorld(World):
 
     features = frozenset(
         {
-            "capture", "contexts", "counts", "faults", "gates", "reuse", "two-devices",
+            "capture", "contexts", "counts", "faults", "gates", "races", "reuse", "two-devices",
             "two-libraries",
         }
     )  # fmt: skip

@@ -4,10 +4,10 @@ How times are measured
 ----------------------
 Around each kernel and each copy an event with timing is recorded on its stream; what lies between
 the two is taken for the work, gaps between the kernels of one call included. Events are read when
-the run has ended, so measuring waits for nothing. They tell times since the first event, recorded
-at opening on a device without work; the host's clock is read right before and right after it, and
-between the two its time is known to some 10 us, by which lanes of threads and streams may be apart.
-What a thread does is measured by the host's clock.
+the run has ended, so measuring waits for nothing. They tell the time since an event that was
+recorded at opening, on a device without work, between two looks at the host's clock. So both clocks
+are tied to some 10 us, by which the lanes of threads and those of streams may be apart. What a
+thread does is measured by the host's clock.
 
 Streams, and whatever is loaded or allocated once, are kept from one run to the next. So a run that
 is not counted, before the first, pays for them.
@@ -183,8 +183,8 @@ class CudaWorld(AbstractContextManager["CudaWorld"]):
         self._opened = 0.0
 
     def __enter__(self) -> Self:
-        shortest = float("inf")
         clock = self._device.clock
+        shortest = float("inf")  # of the tries, this one leaves the least room for doubt
         with self._asking():
             for _ in range(_TRIES):
                 before = clock()

@@ -82,7 +82,8 @@ class Runtime(Protocol):
     def create_stream(self, device: int, priority: int) -> StreamHandle:
         """A new stream, which does not synchronise with default streams and is never destroyed.
 
-        Lower numbers are served first, as in CUDA; out-of-range priorities are clamped.
+        Lower numbers are served first, as in CUDA; out-of-range priorities are clamped. A runtime
+        that has no more streams may give one that it has given before.
         """
 
     def stream_query(self, device: int, stream: StreamHandle) -> bool:

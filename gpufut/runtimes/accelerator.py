@@ -47,12 +47,7 @@ class AcceleratorRuntime:
         self._tells_captures = hasattr(torch.Stream, "is_capturing")
         self._has_events: bool | None = None  # asked of the first device that is used
         self._streams: dict[tuple[int, StreamHandle], Any] = {}
-        self._created: dict[tuple[int, int, StreamHandle], Any] = {}
-        runtimes.on_reset(self._forget)
-
-    def _forget(self) -> None:
-        self._streams.clear()
-        self._created.clear()
+        runtimes.on_reset(self._streams.clear)
 
     def stream(self, device: int, handle: StreamHandle) -> Any:
         """torch's object for a stream. Creates none on the device."""
@@ -99,17 +94,12 @@ class AcceleratorRuntime:
         return count
 
     def create_stream(self, device: int, priority: int) -> StreamHandle:
-        """A stream of torch's pool that it has not given to gpufut before.
+        """The next stream of torch's pool, which some time comes round to the first.
 
         A priority that the device does not know counts as none.
-
-        Raises:
-            DeviceUnavailableError: The pool has come round: there is none that would be new.
         """
         stream = self._new_stream(device, priority)
         handle: StreamHandle = stream.stream_id
-        if self._created.setdefault((device, priority, handle), stream) is not stream:
-            raise DeviceUnavailableError(f"torch has no more streams on {self.type}:{device}")
         self._streams[device, handle] = stream
         return handle
 

@@ -106,6 +106,7 @@ def test_c8_the_consumers_stream_is_ordered_after_the_producer(world, spawn, bef
             assert world.read(result) == 8.0
 
 
+@pytest.mark.needs("races")
 def test_c8_without_wait_the_consumer_would_have_read_something_else(world):
     # What makes the other tests of this file mean something.
     with world.closed_gate() as gate:

@@ -41,6 +41,8 @@ class Kernels(ModuleType):
         self.warmed.append(active().enter())
 
     def denoise(self, photo: Any, out: Any, scratch: Any, *, stream: int) -> None:
+        assert tuple(scratch.shape) == (4, *photo.shape)
+
         def body(photo: Any, out: Any, scratch: Any) -> None:
             scratch.fill(photo.flat[0])
             filters.denoise(photo, out)

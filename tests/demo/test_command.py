@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import signal
 import subprocess
@@ -59,6 +60,35 @@ def test_two_calls_draw_the_same_timeline(demo, tmp_path):
 
     one, two = ((tmp_path / n / "timeline.html").read_bytes() for n in ("one", "two"))
     assert one == two
+
+
+def test_page_says_whose_the_first_figures_are(demo, tmp_path):
+    demo()
+
+    page = (tmp_path / "out" / "timeline.html").read_text(encoding="utf-8")
+    summary = re.search(r'<p id="summary">(.*?)</p>', page)
+    assert summary is not None
+    first, second, *_ = summary[1].split(" · ")
+    assert first.startswith("futures, 4 threads: 4 photographs, 16 hand-offs, 0 host sync")
+    assert second.startswith("synchronise, 4 threads: ")
+    assert summary[1].count("simulated") == 4
+
+
+def test_json_has_the_numbers_of_the_table(demo, tmp_path):
+    code, out, _ = demo("--json", str(tmp_path / "numbers.json"))
+
+    assert code == 0
+    assert "numbers.json" in out
+    numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
+    assert numbers["simulated"] is True
+    assert numbers["agree_with_the_reference"] == 4
+    assert numbers["max_side"] == 64
+    modes = {run["mode"]: run for run in numbers["runs"]}
+    assert modes["futures, 4 threads"]["host_synchronisations"] == 0
+    assert modes["futures, 4 threads"]["host_blocked"] == 0
+    assert modes["synchronise, 1 thread"]["host_synchronisations"] == 12
+    assert modes["synchronise, 1 thread"]["host_blocked"] > 0
+    assert len({run["time"] for run in numbers["runs"]}) > 1
 
 
 def test_quiet_prints_nothing_when_all_is_well(demo):

@@ -490,11 +490,12 @@ def test_restoring_twice_does_no_harm(streams):
     assert streams.state() == state
 
 
-class Interrupts:
-    """Ctrl-C at the nth of the adapter's lines, wherever that is."""
+class Signal:
+    """Strikes at the nth of the adapter's lines, wherever that is."""
 
-    def __init__(self, at: int) -> None:
-        self.left = at
+    def __init__(self, line: int, handler: Callable[[], object]) -> None:
+        self.left = line
+        self._handler = handler
 
     def __call__(self, frame: Any, event: str, _: Any) -> Any:
         if frame.f_code.co_filename != adapter.__file__:
@@ -502,27 +503,39 @@ class Interrupts:
         if event in {"line", "return"}:
             self.left -= 1
             if self.left == 0:
-                raise KeyboardInterrupt
+                self._handler()
         return self
 
 
-def interrupted(at: int, call: Callable[[], object]) -> bool:
-    """Whether the call was interrupted before it ended."""
+def struck(line: int, handler: Callable[[], object], call: Callable[[], object]) -> bool:
+    """Whether a signal struck before the call ended."""
+    signal = Signal(line, handler)
     before = sys.gettrace()
-    sys.settrace(Interrupts(at))
+    sys.settrace(signal)
     try:
         call()
     except KeyboardInterrupt:
-        return True
+        pass
     finally:
         sys.settrace(before)
-    return False
+    return signal.left <= 0
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def hands_on() -> None:
+    """A handler that works with futures of its own."""
+    with current({1: S1, 0: S2}):
+        assert (CUPY.current_stream(0), CUPY.current_stream(1)) == (S2, S1)
 
 
 @pytest.mark.parametrize("inside", [nothing, uses], **IDS)
 @pytest.mark.parametrize("before", BEFORE, **IDS)
 @pytest.mark.parametrize("method", ["set_streams", "restore_streams"])
-def test_an_interrupt_at_any_line_is_mended(monkeypatch, method, before, inside):
+@pytest.mark.parametrize("handler", [ctrl_c, hands_on], **IDS)
+def test_a_signal_at_any_line_does_no_harm(monkeypatch, handler, method, before, inside):
     both = {0: OURS, 1: OTHER}
     for line in itertools.count(1):
         with monkeypatch.context() as patch:
@@ -530,17 +543,20 @@ def test_an_interrupt_at_any_line_is_mended(monkeypatch, method, before, inside)
             before(streams)
             state = streams.state()
             saved = CUPY.save_streams(both)
-            struck = False
             if method == "set_streams":
-                struck = interrupted(line, partial(CUPY.set_streams, both, saved))
+                strikes = struck(line, handler, partial(CUPY.set_streams, both, saved))
+                if handler is hands_on:
+                    assert (CUPY.current_stream(0), CUPY.current_stream(1)) == (OURS, OTHER)
             else:
                 CUPY.set_streams(both, saved)
                 inside(streams)
-                struck = interrupted(line, partial(CUPY.restore_streams, saved))
+                strikes = struck(line, handler, partial(CUPY.restore_streams, saved))
+                if handler is hands_on:
+                    assert streams.state() == state, line
             CUPY.restore_streams(saved)
 
             assert streams.state() == state, line
-        if not struck:
+        if not strikes:
             break
     assert line > 10
 
@@ -611,6 +627,12 @@ def test_a_cupy_that_cannot_use_the_driver_is_left_out(monkeypatch):
 
     monkeypatch.setattr(cuda.runtime, "getDeviceCount", lambda: 2)
     assert list(fresh.frameworks()) == [CUPY]
+
+
+def test_arrays_name_no_stream_and_any_stream_object_will_do():
+    assert not CUPY.exports_streams
+    assert CUPY.exported_stream(array(4)) is None
+    assert adapter.ADAPTER.stream_types() == ()
 
 
 def test_it_is_in_use_where_contexts_are(streams):

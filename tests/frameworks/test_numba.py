@@ -482,6 +482,18 @@ def test_memory_is_never_taken_for_unshared_while_a_share_goes(numba, monkeypatc
     assert whole.size == 8
 
 
+def test_a_share_that_could_not_be_made_leaves_nothing_behind(numba, monkeypatch):
+    whole = array(8)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(numba_driver.AutoFreePointer, "own", None)
+        with pytest.raises(TypeError):
+            held_by(whole)
+
+    assert allocation(whole).refct == 1
+    assert vars(allocation(whole))["_gpufut_shares"] == []  # and nothing was printed
+
+
 def test_a_new_share_can_be_had_after_the_last_one_went(numba):
     whole = array(8)
     first = id(held_by(whole))

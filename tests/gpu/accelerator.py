@@ -7,13 +7,14 @@ somebody has told how to make one, in `AcceleratorWorld.gate_makers`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import pytest
 
 import gpufut
+from tests.gpu.world import streams_of_gpufut, streams_used_again
 from tests.worlds import ELEMENTS, Gate, World
 
 __all__ = ["AcceleratorWorld", "why_absent"]
@@ -126,8 +127,10 @@ class AcceleratorWorld(World):
         self.libraries = self.used = (AcceleratorLibrary(kind),)
         self._torch: Any = torch
         self._streams: list[Any] = []
+        self._undo = ExitStack()
 
     def __enter__(self) -> Self:
+        self._undo.enter_context(streams_used_again(self.devices[0].type))
         return self
 
     def __exit__(
@@ -137,14 +140,17 @@ class AcceleratorWorld(World):
         traceback: TracebackType | None,
     ) -> None:
         self.finish()
+        self._undo.close()
 
     def stream(self, device: int = 0) -> Any:
         library: Any = self.used[0]
-        # torch's streams come from a pool, in turn: those of a test are kept apart for as long as
-        # the pool allows.
+        # torch's streams come from a pool, in turn: a test's are kept apart from each other, and
+        # from gpufut's, as far as the pool reaches.
+        taken = streams_of_gpufut(self.devices[0].type)
+        taken |= {(each.device_index, each.stream_id) for each in self._streams}
         for _ in range(64):
             stream = library.stream(device)
-            if stream not in self._streams:
+            if (device, stream.stream_id) not in taken:
                 break
         self._streams.append(stream)
         return stream

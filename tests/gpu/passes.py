@@ -31,6 +31,7 @@ from tests.worlds import SEEDS, worlds
 ROOT: Final = Path(__file__).parents[2]
 BUDGET: Final = 540.0  # seconds for all passes: under ten minutes, with what starting them takes
 _GRACE: Final = 75.0  # seconds for the last test of a pass, which has 60, to end
+_COUNTS: Final = ("passed", "failed", "skipped", "not_run")
 _PACKAGES: Final = (
     "torch", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba", "cuda-bindings", "numpy",
     "pytest",
@@ -116,6 +117,7 @@ def run(each: Run, device: str, seconds: float, folder: Path) -> dict[str, Any]:
         *each.arguments,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **each.environment}
+    print(f"\n=== {each.name}: {' '.join(command[3:])} ===", flush=True)
     started = time.monotonic()
     try:
         code = subprocess.run(
@@ -129,7 +131,7 @@ def run(each: Run, device: str, seconds: float, folder: Path) -> dict[str, Any]:
         "returncode": code,
         "arguments": list(each.arguments),
         "environment": each.environment,
-        **{key: found.get(key) for key in ("passed", "failed", "skipped", "not_run", "failures")},
+        **{key: found.get(key) for key in (*_COUNTS, "failures")},
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -185,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         worlds([options.device], SEEDS)
-    except LookupError:
+    except LookupError as error:
+        print(f"nothing was run: {error}", file=sys.stderr)
         return 2
     seed = random.randrange(10**6) if options.seed is None else options.seed
     runs = [
@@ -212,11 +215,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def print_summary(report: dict[str, Any]) -> None:
     """A line for each pass, and one for all."""
-    keys = ("passed", "failed", "skipped", "not_run")
+    print(f"\n{'pass':<24}{'passed':>8}{'failed':>8}{'skipped':>9}{'not run':>9}{'seconds':>9}")
     for each in report["passes"]:
-        numbers = ["?" if each[key] is None else each[key] for key in keys]
-        f"{numbers[0]:>8}{numbers[1]:>8}{numbers[2]:>9}{numbers[3]:>9}"
-    {key: sum(each[key] or 0 for each in report["passes"]) for key in keys}
+        print(_line(each["name"], each))
+    keys = (*_COUNTS, "seconds")
+    totals = {key: sum(each[key] or 0 for each in report["passes"]) for key in keys}
+    print(_line("all", totals))
+    print("passed" if report["passed"] else "NOT passed", f"(chaos seed {report['seed']})")
+
+
+def _line(name: str, numbers: dict[str, Any]) -> str:
+    counts = ["?" if numbers[key] is None else numbers[key] for key in _COUNTS]
+    text = f"{counts[0]:>8}{counts[1]:>8}{counts[2]:>9}{counts[3]:>9}"
+    return f"{name:<24}{text}{numbers['seconds']:>9.1f}"
 
 
 if __name__ == "__main__":

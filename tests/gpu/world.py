@@ -505,9 +505,6 @@ class CudaWorld(World):
     # Streams that earlier worlds have made, by device. They are never destroyed: torch's allocator
     # may still look at them when it frees a tensor.
     _raw_streams: dict[int, list[int]] = {}  # noqa: RUF012  # one for all worlds on a GPU
-    # Streams of gpufut's that earlier worlds have left, by device and priority. They are never
-    # destroyed, and thousands of tests would make thousands.
-    _left: ClassVar[dict[tuple[int, int], list[int]]] = {}
 
     def __init__(
         self,
@@ -524,7 +521,6 @@ class CudaWorld(World):
         self._gates: list[Any] = []
         self._streams: list[Any] = []
         self._raw_taken: list[tuple[int, int]] = []
-        self._lent: list[tuple[tuple[int, int], int]] = []
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
@@ -533,7 +529,7 @@ class CudaWorld(World):
             self._undo.enter_context(only_loaded(self._names[1]))
             self._undo.enter_context(self._nothing_freed())
             warm_up(self)
-            self._undo.enter_context(self._streams_used_again())
+            self._undo.enter_context(streams_used_again("cuda"))
         except BaseException:
             self._undo.close()
             raise
@@ -550,23 +546,6 @@ class CudaWorld(World):
             yield
             self.finish()
 
-    @contextmanager
-    def _streams_used_again(self) -> Iterator[None]:
-        runtime: Any = runtimes.get("cuda")
-        create = runtime.create_stream
-
-        def create_or_take(device: int, priority: int) -> int:
-            left = self._left.get((device, priority))
-            handle: int = left.pop() if left else create(device, priority)
-            self._lent.append(((device, priority), handle))
-            return handle
-
-        runtime.create_stream = create_or_take
-        try:
-            yield
-        finally:
-            del runtime.create_stream
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -574,8 +553,6 @@ class CudaWorld(World):
         traceback: TracebackType | None,
     ) -> None:
         self._undo.close()
-        for key, handle in self._lent:
-            self._left.setdefault(key, []).append(handle)
         for device, handle in self._raw_taken:
             self._raw_streams[device].append(handle)
 
@@ -698,6 +675,40 @@ def features_of(used: Sequence[str], loaded: Sequence[str], devices: int) -> fro
     if "numba" not in used and not settings:
         features.add("reuse")
     return frozenset(features)
+
+
+# -- streams that outlive a world ------------------------------------------------------------------
+
+# Streams of gpufut's that earlier worlds have left. It destroys none, so that thousands of tests,
+# each with a manager of its own, would make thousands; and torch has but 32 for some accelerators.
+_left: dict[tuple[str, int, int], list[int]] = {}
+
+
+@contextmanager
+def streams_used_again(kind: str) -> Iterator[None]:
+    """Let gpufut take the streams that it made before, in another test."""
+    runtime: Any = runtimes.get(kind)
+    create = runtime.create_stream
+    lent: list[tuple[tuple[str, int, int], int]] = []
+
+    def create_or_take(device: int, priority: int) -> int:
+        left = _left.setdefault((kind, device, priority), [])
+        handle: int = left.pop() if left else create(device, priority)
+        lent.append(((kind, device, priority), handle))
+        return handle
+
+    runtime.create_stream = create_or_take
+    try:
+        yield
+    finally:
+        del runtime.create_stream
+        for key, handle in lent:
+            _left[key].append(handle)
+
+
+def streams_of_gpufut(kind: str) -> set[tuple[int, int]]:
+    """Device and handle of the streams that gpufut can take now."""
+    return {(key[1], each) for key, left in _left.items() if key[0] == kind for each in left}
 
 
 # -- what the program has loaded -------------------------------------------------------------------

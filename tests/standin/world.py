@@ -30,7 +30,7 @@ _ADAPTERS: Final = (
 _served: Served = {}
 
 FEATURES: Final = frozenset(
-    {"capture", "contexts", "counts", "faults", "gates", "reuse", "two-devices"}
+    {"capture", "contexts", "counts", "faults", "gates", "races", "reuse", "two-devices"}
 )
 
 
