@@ -564,6 +564,7 @@ class Future(Generic[T]):
         Args:
             stream: The consumer's stream: a raw handle, 1 for CUDA's legacy default stream, 2 for
                 the calling thread's; None means the legacy one; -1 means that nothing shall wait.
+                Of an array in pinned host memory the host waits for the copies that fill it.
             options: Passed on to the array.
 
         Raises:
@@ -571,22 +572,21 @@ class Future(Generic[T]):
             What `wait` raises.
         """
         try:
-            array: Any = self.result() if self._state == PENDING else self.value()
-            handoff = self._handoff
-            if self._state != FENCED or handoff is None:
-                return array.__dlpack__(stream=stream, **options)
-            if stream != -1:
-                handoff.wait_on(1 if stream is None else stream)
-                if handoff.holds_pinned:
-                    _synchronize(handoff, None)
-            return array.__dlpack__(stream=-1, **options)  # it is in order already
+            if self._state == PENDING:
+                self._block(None)
+            array: Any = self.value()
+            if self._state == FENCED:
+                return cast(Handoff, self._handoff).dlpack(array, stream, options)
+            return array.__dlpack__(stream=stream, **options)
         finally:
             del self  # see `value`
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """DLPack's type and index of the value's device. Waits until the future is complete."""
         try:
-            array: Any = self.result() if self._state == PENDING else self.value()
+            if self._state == PENDING:
+                self._block(None)
+            array: Any = self.value()
             place: tuple[int, int] = array.__dlpack_device__()
             return place
         finally:

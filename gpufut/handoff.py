@@ -137,18 +137,20 @@ def record(
         targets.setdefault(manager.lane(stream.device), {})[stream.handle] = None
     covered = {stream.device for stream in named}
     holds_pinned = False
+    searched: set[str] = set()
     for framework, device, array in found:
         if device is None:
             holds_pinned = True
-            if named:
+            if named or framework.device_type in searched:
                 continue
+            searched.add(framework.device_type)
             # Nothing says who fills the array: it may be any framework, on any device in use.
             for other in loaded(framework.device_type):
                 for index in other.devices_in_use():
                     _aim(targets, manager.lane(Device(other.device_type, index)), other)
         elif device not in covered:
             _aim(targets, manager.lane(device), framework)
-            if framework.exports_streams:
+            if framework.works_on_any_stream:
                 exported = framework.exported_stream(array)
                 if exported is not None:
                     targets[manager.lane(device)][exported] = None
@@ -168,11 +170,11 @@ def lend_only(declared: tuple[Device, ...]) -> Handoff:
 
 
 def _aim(targets: _Targets, lane: Lane, framework: Framework) -> None:
-    handle = framework.current_stream(lane.device.index)
     handles = targets.setdefault(lane, {})
+    handle = framework.current_stream(lane.device.index)
     if handle is not None:
         handles[handle] = None
-    else:
+    if framework.works_on_any_stream:
         handles.update(dict.fromkeys(current_handles(lane.device)))
 
 
@@ -296,7 +298,7 @@ class Handoff:
             ]
         captures = [_capture_on(*target) for target in targets]
         if self._captured or any(capture is not None for capture in captures):
-            if stream is None and self._captured:
+            if self._captured and stream is None:
                 targets, captures = self._in_capture(targets, captures)
             # All are checked before the first is told to wait.
             for target, capture in zip(targets, captures, strict=True):
@@ -308,6 +310,8 @@ class Handoff:
         """Order one stream after the value, and the memory's reuse after the stream."""
         if not self._finished:
             for mark in self.marks:
+                if capture is not None and mark.capture != capture:
+                    continue  # it has finished: see `_check_capture`
                 # A stream is ordered after itself; a thread's own is another one in each thread.
                 if (
                     mark.handle != handle
@@ -327,19 +331,34 @@ class Handoff:
         """Of the current streams, those that the user can mean in a capture.
 
         The ones that take part in the value's capture. If none does, those that may join it, as by
-        torch's `wait_stream`; a default stream of another framework never can, and is left alone.
+        torch's `wait_stream`: the current streams of the value's own libraries. Those of others
+        would never be joined again, and default streams cannot take part.
         """
-        own = {mark.capture for mark in self.marks}
-        chosen = [each for each in zip(targets, captures, strict=True) if each[1] in own]
-        if not any(capture is not None for _, capture in chosen):
+        both = list(zip(targets, captures, strict=True))
+        own = {mark.capture for mark in self.marks} - {None}
+        chosen = [each for each in both if each[1] in own]
+        if not chosen:
+            ours = self._current_places()
             chosen = [
                 (target, capture)
-                for target, capture in zip(targets, captures, strict=True)
-                if target[0].runtime.can_be_captured(target[1])
+                for target, capture in both
+                if (ours is None or target in ours) and _may_join(*target)
             ]
         if not chosen:
             raise CaptureError(_LEFT_CAPTURE)
         return [target for target, _ in chosen], [capture for _, capture in chosen]
+
+    def _current_places(self) -> set[_Target] | None:
+        """The current streams of the libraries whose arrays these are; None: it may be any."""
+        places: set[_Target] = set()
+        for framework, device, _ in self._arrays:
+            if framework.works_on_any_stream:
+                return None
+            if device is not None:
+                handle = framework.current_stream(device.index)
+                if handle is not None:
+                    places.add((get_manager().lane(device), handle))
+        return places
 
     def _check_capture(self, lane: Lane, handle: StreamHandle, capture: int | None) -> None:
         """Refuse what would break a capture, before it does.
@@ -351,7 +370,7 @@ class Handoff:
             if mark.capture == capture:
                 continue
             if mark.capture is None:
-                if not self._captured and self.query():
+                if mark.lane.runtime.query(mark.lane.device.index, mark.event):
                     continue  # what has finished needs no edge
                 raise CaptureError(
                     f"{Stream(lane.device, handle)} is being captured into a graph, and may not "
@@ -364,18 +383,39 @@ class Handoff:
                     "the future was made in one capture and is used in another; a graph cannot "
                     "wait for work inside another graph (cudaErrorStreamCaptureMerge)"
                 )
-            if not lane.runtime.can_be_captured(handle) or (
-                _capture_on(mark.lane, mark.handle) != mark.capture
-            ):
+            if not _may_join(lane, handle) or (_capture_on(mark.lane, mark.handle) != mark.capture):
                 raise CaptureError(_LEFT_CAPTURE)
+
+    def dlpack(self, array: Any, stream: int | None, options: dict[str, Any]) -> Any:
+        """Have the array exported as by its own ``__dlpack__``, in order for the consumer's stream.
+
+        Args:
+            array: One of the value's.
+            stream, options: What the consumer asked for.
+        """
+        device = next((place for _, place, each in self._arrays if each is array), None)
+        if device is None:  # in host memory, which a copy may still be filling
+            before_blocking()
+            self.synchronize(None)
+            return array.__dlpack__(stream=stream, **options)
+        elsewhere = options.get("dl_device") not in (None, array.__dlpack_device__())
+        if options.get("copy") or elsewhere:
+            # The array's library copies on its current stream, and has to order that copy itself.
+            self.wait_on()
+            return array.__dlpack__(stream=stream, **options)
+        if stream is None and device.type != "cuda":  # which stream that is, only CUDA's rules say
+            self.wait_on()
+        elif stream != -1:
+            self.wait_on(Stream(device, 1 if stream is None else stream))
+        return array.__dlpack__(stream=-1, **options)  # it is in order already
 
     # -- callbacks ---------------------------------------------------------------------------------
 
-    def is_in_capture(self) -> bool:
+    def is_in_capture(self, also: tuple[Device, ...] = ()) -> bool:
         """Whether the value, or what the calling thread launches where it is, goes into a graph."""
         return self._captured or any(
             _capture_on(lane, handle) is not None
-            for lane in self.lending_lanes()
+            for lane in self.lending_lanes(also)
             for handle in current_handles(lane.device)
         )
 
@@ -461,6 +501,14 @@ def _capture_on(lane: Lane, handle: StreamHandle) -> int | None:
     return lane.runtime.capture(lane.device.index, handle)
 
 
+def _may_join(lane: Lane, handle: StreamHandle) -> bool:
+    """Whether a stream may be drawn into a capture.
+
+    Not one of the pool: it would be given back, and lent to somebody else, while it captures.
+    """
+    return lane.runtime.can_be_captured(handle) and not lane.owns(handle)
+
+
 _NO_MOMENT: Final = (
     "this future's work was captured into a graph: it runs when the graph is launched, as often as "
     "that, so the host cannot ask whether it has finished (cudaErrorCapturedEvent); ask after the "
@@ -536,7 +584,7 @@ class LentStreams:
     def _lend(self) -> list[Stream] | None:
         handoff = self._handoff
         handoff._check_process()
-        if handoff.is_in_capture():
+        if handoff.is_in_capture(self._also):
             # A pool stream would be drawn into the capture and might never be joined again.
             handoff.wait_on()
             return None

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from gpufut import reactor, runtimes
 from gpufut.device import Device, parse_device
-from gpufut.errors import DeviceUnavailableError
+from gpufut.errors import CaptureError, DeviceUnavailableError
 from gpufut.frameworks import Framework, Owner, loaded, stream_of, stream_types
 from gpufut.runtimes import EventHandle, Runtime, StreamHandle
 from gpufut.timeouts import deadline_after, seconds_until
@@ -59,7 +59,8 @@ class Stream(NamedTuple):
 
     def query(self) -> bool:
         """True if all work on the stream has finished. Never blocks."""
-        return runtimes.get(self.device.type).stream_query(self.device.index, self.handle)
+        runtime = runtimes.get(self.device.type)
+        return runtime.stream_query(self.device.index, runtime.canonical(self.handle))
 
     def synchronize(self, timeout: float | None = None) -> None:
         """Block the host until all work on the stream has finished.
@@ -70,13 +71,14 @@ class Stream(NamedTuple):
         """
         timeout = seconds_until(deadline_after(timeout))
         runtime = runtimes.get(self.device.type)
-        if not runtime.stream_synchronize(self.device.index, self.handle, timeout):
+        handle = runtime.canonical(self.handle)
+        if not runtime.stream_synchronize(self.device.index, handle, timeout):
             raise TimeoutError(f"{self} had not finished in time")
 
     def __cuda_stream__(self) -> tuple[int, int]:
         if self.device.type != "cuda":
             raise TypeError(f"{self} is no CUDA stream")
-        return 0, self.handle
+        return 0, runtimes.get("cuda").canonical(self.handle)
 
     def __int__(self) -> int:
         return self.handle
@@ -229,6 +231,10 @@ class StreamPool:
         self._free.appendleft(handle)
         return True
 
+    def owns(self, handle: StreamHandle) -> bool:
+        """Whether the stream is one of this pool's."""
+        return handle in self._all
+
     @property
     def created(self) -> int:
         """How many streams there are."""
@@ -278,6 +284,10 @@ class Lane:
             )
         return pool
 
+    def owns(self, handle: StreamHandle) -> bool:
+        """Whether the stream is one that is lent to callbacks."""
+        return any(pool.owns(handle) for pool in list(self._pools.values()))
+
     def stats(self, held: int) -> LaneStats:
         """What this lane owns; *held* is counted elsewhere."""
         pools = list(self._pools.values())
@@ -294,19 +304,35 @@ class Lane:
 
 
 class _Hold:
-    """Memory kept from reuse, and the streams that have to pass before it may go."""
+    """Memory kept from reuse, and the streams that have to pass before it may go.
 
-    __slots__ = ("is_shared", "owner", "streams")
+    With each stream, how often an event could not be recorded there.
+    """
+
+    __slots__ = ("owner", "shared", "streams")
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner.object
-        self.is_shared = owner.is_shared
-        self.streams: dict[tuple[Lane, StreamHandle], None] = {}
+        self.shared = owner.is_shared
+        self.streams: dict[tuple[Lane, StreamHandle], int] = {}
+
+    def is_shared(self) -> bool:
+        """Whether somebody else may still use the memory."""
+        if self.shared is None:
+            return sys.getrefcount(self.owner) > _REFERENCES_OF_A_HOLD
+        try:
+            return self.shared(self.owner)
+        except Exception:  # it cannot be known, so it has to be assumed
+            return True
 
 
-# References to the owner of held memory while `_sweep_one` looks: the hold's own, and the argument
-# of getrefcount. Anything above is somebody who may still use it.
+# References to the owner of held memory while `_Hold.is_shared` looks: the hold's own, and the
+# argument of getrefcount. Anything above is somebody who may still use it.
 _REFERENCES_OF_A_HOLD: Final = 2
+
+# After so many failures to record on a stream of a healthy device, the stream is taken to exist no
+# more: its user has destroyed it. With the housekeeping's pauses that is some seconds.
+_MOST_FAILURES: Final = 100
 
 
 class Holds:
@@ -337,6 +363,11 @@ class Holds:
     def __len__(self) -> int:
         return len(self._holds) + len(self._passing)
 
+    def forget(self) -> None:
+        """Let go of everything, whoever still reads it: the devices are no more."""
+        self._holds.clear()
+        self._passing.clear()
+
     def count_on(self, lane: Lane) -> int:
         """How many owners wait for streams of *lane*."""
         waiting = sum(
@@ -357,8 +388,7 @@ class Holds:
             if hold is new:
                 self._watch()
         # Whoever sweeps may be another thread, where the handle would mean another stream.
-        hold.streams[lane, lane.runtime.lasting(handle)] = None
-        del owner  # its reference would count
+        hold.streams[lane, lane.runtime.lasting(handle)] = 0
         self._sweep_some(4)
 
     def sweep(self) -> int:
@@ -395,11 +425,7 @@ class Holds:
             except IndexError:
                 return
             hold = self._holds.get(key)
-            if hold is not None and not (
-                sys.getrefcount(hold.owner) > _REFERENCES_OF_A_HOLD
-                if hold.is_shared is None
-                else hold.is_shared(hold.owner)
-            ):
+            if hold is not None and not hold.is_shared():
                 self._let_pass(key, hold)
             passing = self._passing.get(key)
             if passing is not None and _have_passed(passing[1]):
@@ -409,15 +435,18 @@ class Holds:
     def _let_pass(self, key: int, hold: _Hold) -> None:
         """Nobody can enqueue more: mark what is enqueued."""
         marks: list[tuple[Lane, EventHandle]] = []
-        for lane, handle in hold.streams:
+        for (lane, handle), failures in list(hold.streams.items()):
             device = lane.device.index
             try:
                 if lane.runtime.capture(device, handle) is None:
                     marks.append((lane, lane.events.record(handle)))
                     continue
+            except CaptureError:  # the default stream, while others are captured
+                pass
             except Exception:
-                if lane.runtime.has_failed(device):
+                if failures >= _MOST_FAILURES or lane.runtime.has_failed(device):
                     continue
+                hold.streams[lane, handle] = failures + 1
             # Another time. An event recorded in a capture would never come.
             for other, recorded in marks:
                 other.events.give_back(recorded)
@@ -520,6 +549,8 @@ class Manager:
             # that this process has lost.
             _of_parents.append(self.holds)
             self._forks = runtimes.forks()
+        else:
+            self.holds.forget()
         self.holds = Holds(self.housekeeping)
 
 

@@ -279,6 +279,11 @@ class World(abc.ABC):
         """How many owners of memory gpufut holds, on all devices."""
         return sum(stats.held for stats in gpufut.get_manager().stats().values())
 
+    def settle(self) -> None:
+        """Let everything run, and gpufut let go of all memory that nobody uses any more."""
+        self.finish()
+        until(lambda: gpufut.get_manager().sweep() == 0, "the end of what is held")
+
     def memory(self, value: Any) -> list[object]:
         """The owners of a value's memory."""
         return [library.memory(array) for library, array in self._parts(value)]

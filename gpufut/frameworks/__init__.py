@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol
 
 from gpufut.device import Device
-from gpufut.runtimes import StreamHandle
+from gpufut.runtimes import StreamHandle, on_reset
 
 __all__ = [
     "Adapter",
@@ -24,6 +24,7 @@ __all__ = [
     "Place",
     "array_type_of",
     "framework_of",
+    "keep_stream",
     "loaded",
     "mro_of",
     "root_of",
@@ -39,24 +40,25 @@ class Framework(Protocol):
     Handles are canonical: see `Runtime.canonical`.
 
     Attributes:
-        exports_streams: Whether its arrays may name a stream of their own: see `exported_stream`.
+        works_on_any_stream: Whether it has no current stream of its own, so that users work on its
+            arrays in that of any other framework, or in one that the array itself names.
     """
 
     name: str
     device_type: str
-    exports_streams: bool
+    works_on_any_stream: bool
 
     def current_stream(self, device: int) -> StreamHandle | None:
         """The calling thread's current stream on a device. Creates no context.
 
-        None if the framework has no current stream, not even one that gpufut keeps for it, so that
-        its arrays may be worked on in the current stream of any other.
+        Without a stream of its own: what gpufut made current for it, or else the default stream;
+        None if it launches nothing itself.
         """
 
     def exported_stream(self, array: object) -> StreamHandle | None:
         """The stream that the array itself says its last work is on; None if it says none.
 
-        Asked for each array if `exports_streams`, in addition to `current_stream`.
+        Asked for each array if `works_on_any_stream`.
         """
 
     def save_streams(self, devices: Iterable[int]) -> object:
@@ -274,7 +276,36 @@ def stream_of(stream: object) -> tuple[Device, StreamHandle] | None:
         if adapter is not None:
             found = adapter.stream_of(stream)
             if found is not None:
-                return found
+                return keep_stream(*found, stream)
     if any(_STREAM_PROTOCOL in _vars(base) for base in mro_of(type(stream))):
-        return _protocols().stream_of(stream)
+        found = _protocols().stream_of(stream)
+        if found is not None:
+            return keep_stream(*found, stream)
     return None
+
+
+# Stream objects of users, because those of most frameworks destroy their stream when they go. Its
+# handle would then be in the books of gpufut, and of allocators that were told of it: they record
+# on it when the memory is freed, and the driver may have given it to another stream.
+_kept_streams: Final[dict[tuple[Device, StreamHandle], object]] = {}
+# Programs that make streams for ever do not keep all of them: a stream that lies so far back has
+# been left by what used it.
+_MOST_KEPT: Final = 1024
+
+
+def keep_stream(
+    device: Device, handle: StreamHandle, stream: object
+) -> tuple[Device, StreamHandle]:
+    """Keep a stream object, whose handle is going to be used, from being destroyed."""
+    place = device, handle
+    if _kept_streams.get(place) is not stream:
+        _kept_streams[place] = stream
+        while len(_kept_streams) > _MOST_KEPT:
+            try:
+                del _kept_streams[next(iter(_kept_streams))]
+            except (KeyError, RuntimeError, StopIteration):  # another thread does the same
+                break
+    return place
+
+
+on_reset(_kept_streams.clear)

@@ -18,7 +18,7 @@ from cupy import cuda
 
 from gpufut import driver
 from gpufut.device import Device
-from gpufut.frameworks import ArrayType, Framework, Owner, Place
+from gpufut.frameworks import ArrayType, Framework, Owner, Place, keep_stream
 from gpufut.runtimes import StreamHandle
 
 __all__ = ["ADAPTER"]
@@ -90,7 +90,7 @@ class CuPy:
 
     name = "cupy"
     device_type = "cuda"
-    exports_streams = False
+    works_on_any_stream = False
 
     def __init__(self) -> None:
         # In this mode CuPy launches on the thread's own stream also where it says 0.
@@ -98,7 +98,11 @@ class CuPy:
         self._default: Final = 2 if own else 1
 
     def current_stream(self, device: int) -> StreamHandle:
-        handle: StreamHandle = cuda.get_current_stream(device).ptr or self._default
+        stream = cuda.get_current_stream(device)
+        handle: StreamHandle = stream.ptr
+        if handle <= 2:
+            return handle or self._default
+        keep_stream(_device(device), handle, stream)
         return handle
 
     def exported_stream(self, array: object) -> StreamHandle | None:

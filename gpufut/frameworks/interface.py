@@ -45,7 +45,7 @@ class Interface:
     """Arrays that show their memory on one type of device, and no more."""
 
     name = "interface"
-    exports_streams = True
+    works_on_any_stream = True
 
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type

@@ -58,7 +58,7 @@ class Numba:
 
     name = "numba"
     device_type = "cuda"
-    exports_streams = True
+    works_on_any_stream = True
 
     def __init__(self) -> None:
         # What makes the driver's Python bindings, and so Numba, take 0 for the thread's own stream.

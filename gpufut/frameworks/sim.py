@@ -23,7 +23,7 @@ class SimLibrary:
     """One array library of the active machine."""
 
     device_type = "sim"
-    exports_streams = False
+    works_on_any_stream = False
 
     def __init__(self, name: str) -> None:
         self.name = name

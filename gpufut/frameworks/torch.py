@@ -22,6 +22,7 @@ from gpufut.device import Device
 from gpufut.errors import DeviceUnavailableError
 from gpufut.frameworks import ArrayType, Framework, Owner, Place
 from gpufut.runtimes import StreamHandle
+from gpufut.runtimes.accelerator import torchs_type
 
 __all__ = ["ADAPTER"]
 
@@ -50,7 +51,7 @@ class _Torch(abc.ABC):
     """
 
     name = "torch"
-    exports_streams = False
+    works_on_any_stream = False
 
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type
@@ -387,15 +388,12 @@ def _accelerator() -> AcceleratorTorch | None:
 
     Asked each time: a back end out of tree registers itself when it is imported.
     """
-    # With CUDA built in, only a back end out of tree can come before it.
-    if _has_cuda() and torch._C._get_privateuse1_backend_name() == "privateuseone":
+    kind = torchs_type()
+    if kind is None or kind == "cuda":
         return None
-    found = torch.accelerator.current_accelerator()
-    if found is None or found.type == "cuda":
-        return None
-    framework = _accelerators.get(found.type)
+    framework = _accelerators.get(kind)
     if framework is None:
-        framework = _accelerators.setdefault(found.type, AcceleratorTorch(found.type))
+        framework = _accelerators.setdefault(kind, AcceleratorTorch(kind))
     return framework
 
 

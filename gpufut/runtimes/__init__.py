@@ -138,12 +138,16 @@ def get(type: str) -> Runtime:
 def default_type() -> str:
     """The type of device that a bare index means: ``sim`` while a simulated machine is active.
 
-    Otherwise ``cuda``, as in torch. Touches no driver.
+    Otherwise that of a loaded torch's accelerator, as for torch itself, or else ``cuda``. Touches
+    no driver.
     """
     sim: Any = sys.modules.get("gpufut.sim")
     if sim is not None and sim.active() is not None:
         return "sim"
-    return "cuda"
+    torchs: str | None = (
+        import_module(_OTHERS).torchs_type() if sys.modules.get("torch") is not None else None
+    )
+    return torchs or "cuda"
 
 
 # Whoever keeps handles of a runtime forgets them when they become meaningless: in a forked child,

@@ -17,7 +17,7 @@ from gpufut.errors import DeviceUnavailableError
 from gpufut.runtimes import EventHandle, StreamHandle
 from gpufut.timeouts import poll
 
-__all__ = ["serve"]
+__all__ = ["serve", "torchs_type"]
 
 # torch's id for the stream that is current when nobody has chosen one. Some devices have another.
 _DEFAULT_STREAM = 0
@@ -207,6 +207,21 @@ def _is_unsupported(error: RuntimeError) -> bool:
     return isinstance(error, NotImplementedError) or "doesn't support" in str(error)
 
 
+def torchs_type() -> str | None:
+    """The type of the loaded torch's accelerator; None if it has none. Touches no driver."""
+    torch: Any = sys.modules.get("torch")
+    if not hasattr(torch, "accelerator"):  # it may be in the middle of its import
+        return None
+    # To name CUDA torch would ask its driver. Only a back end out of tree can come before it. Looked
+    # up in the module's dictionary, because asking a module in vain costs ten times as much.
+    if "_cuda_setStream" in vars(torch._C) and (
+        torch._C._get_privateuse1_backend_name() == "privateuseone"
+    ):
+        return "cuda"
+    found = torch.accelerator.current_accelerator()
+    return None if found is None else str(found.type)
+
+
 def serve(type: str) -> runtimes.Runtime:
     """The runtime for torch's accelerator.
 
@@ -214,17 +229,13 @@ def serve(type: str) -> runtimes.Runtime:
         DeviceUnavailableError: *type* is another type of device, or torch is not loaded.
     """
     torch: Any = sys.modules.get("torch")
+    found = torchs_type()
+    if found == type:
+        return AcceleratorRuntime(type, torch)
     if torch is None:
-        known = "torch is not loaded, so there is no accelerator of torch's"
+        known = "torch is not loaded"
     else:
-        accelerator = torch.accelerator.current_accelerator()
-        if accelerator is not None and accelerator.type == type:
-            return AcceleratorRuntime(type, torch)
-        known = (
-            "this torch has no accelerator"
-            if accelerator is None
-            else f"torch's accelerator is {accelerator.type!r}"
-        )
+        known = "this torch has no accelerator" if found is None else f"torch's is {found!r}"
     raise DeviceUnavailableError(
         f"gpufut has no runtime for devices of type {type!r}; it serves 'cuda', 'sim' and the "
         f"accelerator of a loaded torch: {known}"

@@ -120,7 +120,7 @@ class CudaRuntime:
 
     def has_failed(self, device: int) -> bool:
         try:
-            return driver.stream_error(device) in _FATAL
+            return not driver.has_context(device) or driver.stream_error(device) in _FATAL
         except (DeviceUnavailableError, ForkError):  # nothing of ours runs there
             return True
 
@@ -203,6 +203,10 @@ _CUDA_TYPE: Final = 1  # torch's number for the type of device, in builds for RO
 class TorchRuntime(CudaRuntime):
     """torch's events and streams. They switch to the right device by themselves, and back.
 
+    Its events ask torch's *current* stream whether it is being captured, and the default stream
+    does not answer while a stream that synchronises with it is: then another one has to be current
+    for the time of the call.
+
     Args:
         torch: The module, built for CUDA or ROCm.
     """
@@ -251,12 +255,26 @@ class TorchRuntime(CudaRuntime):
     def record(self, device: int, event: Any, stream: StreamHandle) -> None:
         if stream == LEGACY:
             self._check_legacy(device)
-        event.record(self._stream(device, stream))
+        made = self._stream(device, stream)
+        try:
+            event.record(made)
+        except RuntimeError as error:
+            if _code_of(error) != _CAPTURE_IMPLICIT:
+                raise
+            with self._torch.cuda.stream(made):  # see the class
+                event.record(made)
 
     def wait(self, device: int, stream: StreamHandle, event: Any) -> None:
         if stream == LEGACY:
             self._check_legacy(device)
-        event.wait(self._stream(device, stream))
+        made = self._stream(device, stream)
+        try:
+            event.wait(made)
+        except RuntimeError as error:
+            if _code_of(error) != _CAPTURE_IMPLICIT:
+                raise
+            with self._torch.cuda.stream(made):  # see the class
+                event.wait(made)
 
 
 # -- raw calls -------------------------------------------------------------------------------------

@@ -923,6 +923,17 @@ def test_c6_a_value_on_device_0_leaves_device_1_alone(world):
 
 
 @pytest.mark.needs("contexts", "two-devices")
+def test_c6_asking_from_a_thread_that_has_used_no_device_touches_none_but_the_values(world, spawn):
+    with world.closed_gate() as gate:
+        future = world.produce(1.0, device=1, behind=gate)
+        assert not spawn(future.query).result()
+        with pytest.raises(TimeoutError):
+            spawn(lambda: future.synchronize(timeout=0.01)).result()
+
+    assert not world.touched(0)
+
+
+@pytest.mark.needs("contexts", "two-devices")
 def test_c6_named_streams_touch_their_device_alone(world):
     stream = world.stream(1)
     future = Future[str]()

@@ -124,7 +124,7 @@ def test_c17_a_source_that_is_dropped_at_once_is_copied_all_the_same(world):
 def test_c12_containers_are_made_anew_around_the_copies(world):
     first, second = world.array(1.0), world.array(2.0)
     note = object()
-    value = {
+    value: dict[str, Any] = {
         "list": [first, note],
         "pair": Pair(second, "x"),
         "frame": Frame(first, "f"),

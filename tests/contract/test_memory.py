@@ -214,9 +214,7 @@ def test_c17_memory_is_reused_once_the_consumer_has_passed(world, consume):
     with world.on(consumer):
         assert world.read(result) == 8.0
     del result  # which may be held as well
-    world.finish()
-    gpufut.get_manager().sweep()
-    gpufut.get_manager().sweep()
+    world.settle()
 
     assert all_gone(owners)
     assert world.held() == 0
@@ -319,7 +317,7 @@ def test_c17_what_is_held_can_be_seen_and_goes_when_the_consumer_has_passed(worl
         with world.on(consumer):
             for result in results:
                 world.read(result)
-        assert gpufut.get_manager().sweep() == 0
+        world.settle()
         assert world.held() == 0
 
 
@@ -911,9 +909,7 @@ def test_c18_events_are_used_again(world):
 
     created, _ = events(world)
     assert created < 25  # more than one each: what is held for a consumer takes some
-    world.finish()
-    gpufut.get_manager().sweep()
-    gpufut.get_manager().sweep()
+    world.settle()
     created, free = events(world)
     assert created == free
 
@@ -930,9 +926,7 @@ def test_c18_events_go_back_after_chains_and_failures(world):
         gpufut.collect_any([last]).wait()
 
     use()
-    world.finish()
-    gpufut.get_manager().sweep()
-    gpufut.get_manager().sweep()
+    world.settle()
 
     created, free = events(world)
     assert created == free
@@ -950,9 +944,7 @@ def test_c18_an_event_that_two_futures_share_is_free_when_both_are_gone(world):
         world.produce(behind=gate)  # would take it, were it free
         assert world.consume(adopted) == 7.0
     del adopted
-    world.finish()
-    gpufut.get_manager().sweep()
-    gpufut.get_manager().sweep()
+    world.settle()
 
     created, free = events(world)
     assert created == free

@@ -331,7 +331,7 @@ def test_arrays_that_cannot_hand_over_and_other_devices_name_no_stream(runtime):
 
 
 def test_users_work_on_such_arrays_in_any_current_stream():
-    assert CUDA.exports_streams
+    assert CUDA.works_on_any_stream
     assert CUDA.current_stream(0) is None
     saved = CUDA.save_streams([0])
     CUDA.set_streams({0: OURS}, saved)

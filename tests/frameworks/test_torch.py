@@ -297,7 +297,7 @@ def test_a_back_end_out_of_tree_that_is_no_accelerator_does_not_hide_cuda(part, 
 def test_the_frameworks_keep_the_protocol(cuda, xpu):
     for framework in (cuda, xpu):
         checked: Framework = framework  # mypy
-        assert not checked.exports_streams
+        assert not checked.works_on_any_stream
         assert checked.exported_stream(torch.zeros(1)) is None
     assert adapter.ADAPTER.stream_types() == ()
 

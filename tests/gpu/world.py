@@ -576,12 +576,13 @@ class CudaWorld(World):
     def _raw_stream(self, device: int) -> int:
         from cuda.bindings import runtime
 
-        left = self._raw_streams.setdefault(device, [])
-        if not left:
+        try:
+            handle = self._raw_streams.setdefault(device, []).pop()
+        except IndexError:
             with self.used[0].on_device(device):
-                left.append(int(_checked(runtime.cudaStreamCreateWithFlags(_NON_BLOCKING))))
-        self._raw_taken.append((device, left[-1]))
-        return left.pop()
+                handle = int(_checked(runtime.cudaStreamCreateWithFlags(_NON_BLOCKING)))
+        self._raw_taken.append((device, handle))
+        return handle
 
     def handle(self, stream: Any) -> int:
         return _device_and_handle(stream)[1]
@@ -692,8 +693,10 @@ def streams_used_again(kind: str) -> Iterator[None]:
     lent: list[tuple[tuple[str, int, int], int]] = []
 
     def create_or_take(device: int, priority: int) -> int:
-        left = _left.setdefault((kind, device, priority), [])
-        handle: int = left.pop() if left else create(device, priority)
+        try:
+            handle: int = _left.setdefault((kind, device, priority), []).pop()
+        except IndexError:
+            handle = create(device, priority)
         lent.append(((kind, device, priority), handle))
         return handle
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_torchs_accelerator_is_served_whatever_it_is_called(played):
 def test_another_type_is_refused_with_what_there_is(played):
     with pytest.raises(
         DeviceUnavailableError,
-        match=r"no runtime for devices of type 'npu'; .*: torch's accelerator is 'xpu'",
+        match=r"no runtime for devices of type 'npu'; .*: torch's is 'xpu'",
     ):
         runtimes.get("npu")
 
@@ -506,3 +507,30 @@ def test_torch_is_the_framework_of_its_accelerator(played):
     (framework,) = loaded("xpu")
 
     assert (framework.name, framework.device_type) == ("torch", "xpu")
+
+
+def test_a_bare_index_means_the_accelerator_of_a_loaded_torch(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+
+    assert runtimes.default_type() == "xpu"
+
+
+def test_a_bare_index_means_cuda_where_torch_has_no_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
+
+    assert runtimes.default_type() == "cuda"
+
+
+def test_a_bare_index_wakes_no_driver(monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_setStream", object(), raising=False)
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda: pytest.fail("wakes the driver")
+    )
+
+    assert runtimes.default_type() == "cuda"
+
+
+def test_a_torch_that_is_being_imported_is_not_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+
+    assert runtimes.default_type() == "cuda"

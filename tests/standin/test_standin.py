@@ -258,10 +258,6 @@ def test_numbas_calls_take_no_streams_of_others(standin, stream):
 # -- together --------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    reason="Numba's current stream is what gpufut made current, else the default stream: what was "
-    "launched on another library's, as gpufut.current_stream offers it, is not recorded"
-)
 def test_what_numba_launches_on_gpufuts_current_stream_is_recorded_there(standin):
     # Which is torch's, if gpufut has made none current.
     torchs, numba = standin.used[0], standin.used[2]
