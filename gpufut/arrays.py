@@ -23,7 +23,15 @@ from functools import partial
 from typing import Any, Final
 
 from gpufut.device import Device
-from gpufut.frameworks import Framework, Place, array_type_of, mro_of, root_of
+from gpufut.frameworks import (
+    INTERFACE,
+    Framework,
+    Place,
+    array_type_of,
+    locate_by_protocol,
+    mro_of,
+    root_of,
+)
 
 __all__ = ["HOST_TESTS", "HOST_TYPES", "Found", "find", "mark_opaque", "register_container"]
 
@@ -87,12 +95,18 @@ def find(value: object) -> list[Found]:
                     continue
                 children = _children.get(kind)
                 if children is None:
-                    _learn(kind, item)
+                    _learn(kind)
                     todo.append((item,))
                     continue
                 seen[key] = item
                 try:
                     todo.append(children(item))
+                except _ItselfAnArrayError:
+                    place = locate_by_protocol(item)
+                    if place is None:
+                        todo.append(_attributes_descriptor(kind).__get__(item).values())
+                    else:
+                        found.append((*place, item))
                 except Exception:  # what cannot be looked into holds no array that we know of
                     continue
             elif not test(item) and id(item) not in seen:
@@ -145,8 +159,8 @@ def _forget_types() -> None:
     HOST_TYPES.intersection_update(_ALWAYS_HOST)
 
 
-def _learn(kind: type, instance: object) -> None:
-    """Decide what to do with instances of *kind*, of which *instance* is one."""
+def _learn(kind: type) -> None:
+    """Decide what to do with instances of *kind*."""
     if len(_children) + len(HOST_TESTS) + len(HOST_TYPES) > _MOST_TYPES:
         _forget_types()
     for base in mro_of(kind):
@@ -156,7 +170,7 @@ def _learn(kind: type, instance: object) -> None:
             else:
                 _children[kind] = partial(_as_list, _registered[base])
             return
-    array_type = array_type_of(kind, _attributes(kind, instance))
+    array_type = array_type_of(kind)
     if array_type is not None:
         _locate[kind] = array_type.locate  # first: whoever finds the test expects it
         HOST_TESTS[kind] = array_type.on_host
@@ -217,6 +231,8 @@ def _all_of(parts: list[Children], item: object) -> list[Any]:
     for part in parts:
         try:
             children.extend(part(item))
+        except _ItselfAnArrayError:
+            raise
         except Exception:
             continue
     return children
@@ -245,15 +261,15 @@ def _attributes_descriptor(kind: type) -> Any:
     return None
 
 
-def _attributes(kind: type, instance: object) -> dict[str, Any]:
-    try:
-        return dict(_attributes_descriptor(kind).__get__(instance))
-    except Exception:  # there are none, or the class does not want to be looked at
-        return {}
+class _ItselfAnArrayError(Exception):
+    """An object was about to be looked into that says, by an attribute, that it is an array."""
 
 
 def _attribute_values(attributes: Any, item: object) -> list[Any]:
-    return list(attributes.__get__(item).values())
+    values = attributes.__get__(item)
+    if INTERFACE in values:
+        raise _ItselfAnArrayError
+    return list(values.values())
 
 
 # The methods of the base classes are named, so that a subclass's own `__iter__` is not run.

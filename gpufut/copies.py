@@ -1,7 +1,8 @@
 """Copies of the arrays in a value: to the host, or to a device.
 
-A copy has the shape of the value: containers are made anew, and what holds no array stays the very
-same object. The copies are launched on the current streams and not waited for.
+A copy has the shape of the value: containers are made anew, with their attributes, and what holds
+no array stays the very same object, unless it holds itself. The copies are launched on the current
+streams and not waited for.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from gpufut.arrays import HOST_TESTS, HOST_TYPES, find
 from gpufut.device import Device
@@ -106,28 +107,27 @@ class _Copying:
 
     def _make(self, value: Any) -> Any:
         kind = type(value)
-        if kind in HOST_TYPES:
-            return value
         place = self._places.get(id(value))
         if place is not None:
             return self._array(*place, value)
-        if kind in HOST_TESTS:  # else it was found, and has a place
+        try:
+            if kind in HOST_TYPES:
+                return value
+            is_host_array = kind in HOST_TESTS  # else it was found, and has a place
+        except TypeError:  # a class that cannot be hashed
+            return value
+        if is_host_array:
             self.arrays += 1
             return self._from_host(value)
         if isinstance(value, self._ndarray):
             return self._numpy(value)
-        if isinstance(value, (list, deque)):
-            return self._list(value)
-        if isinstance(value, dict):
-            return self._mapping(value)
-        if isinstance(value, (tuple, set, frozenset)):
-            items = [self.of(item) for item in value]
-            if _same(items, value):
-                return value
-            make: Any = getattr(kind, "_make", kind)  # a named tuple's
-            return make(items)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return self._dataclass(value)
+        if isinstance(value, (tuple, frozenset)):
+            return self._immutable(value)
+        base = next((base for base in _CONTAINERS if isinstance(value, base)), None)
+        if base is not None or (
+            dataclasses.is_dataclass(value) and not isinstance(value, (type, BaseException))
+        ):
+            return self._filled(value, base)
         return self._opaque(value)
 
     def _array(self, framework: Framework, at: Device | None, value: Any) -> Any:
@@ -140,41 +140,71 @@ class _Copying:
             return self._array(framework, at, value)
         return self._opaque(value)
 
-    def _list(self, value: Any) -> Any:
-        made = _emptied(value)
-        self._made[id(value)] = value, made  # before its items: it may hold itself
+    def _immutable(self, value: Any) -> Any:
         items = [self.of(item) for item in value]
-        if _same(items, value):
-            self._made[id(value)] = value, value
+        attributes = self._attributes(value)
+        if _same(items, value) and not attributes:
             return value
-        made.extend(items)
+        kind, base = type(value), tuple if isinstance(value, tuple) else frozenset
+        try:
+            made = base.__new__(kind, items)  # not by its own, which may want other arguments
+        except TypeError:  # as of the tuples that C functions return
+            made = kind(items)
+        self._set(made, {**getattr(value, "__dict__", {}), **attributes})
         return made
 
-    def _mapping(self, value: dict[Any, Any]) -> Any:
-        made = _emptied(value)
-        self._made[id(value)] = value, made
-        items = {self.of(key): self.of(item) for key, item in value.items()}
-        if _same(items, value) and _same(items.values(), value.values()):
+    def _filled(self, value: Any, base: Any) -> Any:
+        """A container, or an object with attributes, around its copied items."""
+        try:
+            made = copy.copy(value)
+        except Exception as error:
+            raise TypeError(
+                f"an object of type {type(value).__name__}, which may hold an array, cannot be "
+                f"copied: copy.copy() raised {error!r}"
+            ) from error
+        self._made[id(value)] = value, made  # before its items: it may hold itself
+        changed = base is not None and self._fill(value, made, base)
+        attributes = self._attributes(value)
+        if not changed and not attributes:
             self._made[id(value)] = value, value
             return value
-        made.update(items)
+        self._set(made, attributes)
         return made
 
-    def _dataclass(self, value: Any) -> Any:
-        names = [field.name for field in dataclasses.fields(value)]
+    def _fill(self, value: Any, made: Any, base: Any) -> bool:
+        """Give *made* the copied items of a container; False if none differs from its original."""
+        # By the base class's methods: a subclass may refuse to be changed, or do more.
+        if issubclass(base, dict):
+            items = {self.of(key): self.of(item) for key, item in base.items(value)}
+            if _same(items, base.keys(value)) and _same(items.values(), base.values(value)):
+                return False
+            base.clear(made)
+            for key, item in items.items():
+                base.__setitem__(made, key, item)
+            return True
+        copies = [self.of(item) for item in base.__iter__(value)]
+        if _same(copies, base.__iter__(value)):
+            return False
+        base.clear(made)
+        (base.update if base is set else base.extend)(made, copies)
+        return True
+
+    def _attributes(self, value: Any) -> dict[str, Any]:
+        """Those of an object's attributes that become others."""
+        names = [field.name for field in getattr(value, "__dataclass_fields__", {}).values()]
         before = {name: getattr(value, name) for name in names if hasattr(value, name)}
+        before |= getattr(value, "__dict__", {})
         after = {name: self.of(item) for name, item in before.items()}
-        if _same(after.values(), before.values()):
-            return value
-        # Not through its constructor, which may compute, check, or lack some of the fields.
-        made = object.__new__(type(value))
-        for name, item in after.items():
-            object.__setattr__(made, name, item)
-        return made
+        return {name: item for name, item in after.items() if item is not before[name]}
+
+    def _set(self, made: Any, attributes: dict[str, Any]) -> None:
+        for name, item in attributes.items():
+            object.__setattr__(made, name, item)  # also where the class is frozen
 
     def _opaque(self, value: object) -> object:
         """What cannot be made anew stays, if none of its arrays would become another."""
         for _, at, _ in find(value):
+            self.arrays += 1
             if at is not self._to:
                 raise TypeError(
                     f"the value holds an array inside an object of type {type(value).__name__}, "
@@ -184,15 +214,12 @@ class _Copying:
         return value
 
 
+# What can be emptied and filled again; a base class after those that derive from it.
+_CONTAINERS: Final[tuple[Any, ...]] = (OrderedDict, dict, list, deque, set)
+
+
 class _Nothing:
     """Of which nothing is an instance."""
-
-
-def _emptied(container: Any) -> Any:
-    """An empty container like the given one: its default factory, limit and attributes included."""
-    empty = copy.copy(container)
-    empty.clear()
-    return empty
 
 
 def _same(left: Iterable[object], right: Iterable[object]) -> bool:

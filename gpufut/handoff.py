@@ -387,11 +387,12 @@ class Handoff:
                 raise CaptureError(_LEFT_CAPTURE)
 
     def dlpack(self, array: Any, stream: int | None, options: dict[str, Any]) -> Any:
-        """Have the array exported as by its own ``__dlpack__``, in order for the consumer's stream.
+        """Export an array as its own ``__dlpack__`` does, in order for the consumer's stream.
 
         Args:
             array: One of the value's.
-            stream, options: What the consumer asked for.
+            stream: The consumer's, as DLPack numbers it.
+            options: What else the consumer asked for.
         """
         device = next((place for _, place, each in self._arrays if each is array), None)
         if device is None:  # in host memory, which a copy may still be filling

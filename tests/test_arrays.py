@@ -12,6 +12,7 @@ import enum
 import functools
 import gc
 import inspect
+import itertools
 import queue
 import sys
 import threading
@@ -24,7 +25,7 @@ import attrs
 import numpy as np
 import pytest
 
-from gpufut import Future, Manager, register_container, set_manager, sim
+from gpufut import Future, Manager, driver, register_container, set_manager, sim
 from gpufut import arrays as room
 from gpufut.arrays import HOST_TESTS, HOST_TYPES, find
 
@@ -710,3 +711,44 @@ def test_registered_items_may_come_from_a_generator_and_be_made_on_the_way(array
 def test_a_registration_that_makes_no_sense_is_refused(kind, children, text):
     with pytest.raises(TypeError, match=text):
         register_container(kind, children)
+
+
+# -- objects that show the array interface themselves ----------------------------------------------
+
+
+@pytest.fixture
+def pointed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that knows every address, on its second device."""
+    monkeypatch.setattr(driver, "pointer_device", lambda address: 1)
+
+
+def shown(address: int) -> dict[str, Any]:
+    return {"shape": (4,), "typestr": "<f4", "data": (address, False), "version": 3}
+
+
+def test_an_object_may_have_the_array_interface_among_its_own_attributes(pointed_at):
+    array = types.SimpleNamespace(__cuda_array_interface__=shown(4096))
+
+    assert [(str(device), found) for _, device, found in find([array])] == [("cuda:1", array)]
+
+
+def test_one_object_with_the_array_interface_says_nothing_of_others_of_its_class(
+    machine, pointed_at
+):
+    inside = machine.plain.array([1.0])
+    empty = types.SimpleNamespace(__cuda_array_interface__=None, x=inside)
+    array = types.SimpleNamespace(__cuda_array_interface__=shown(4096))
+    holder = types.SimpleNamespace(x=inside)
+
+    for values in itertools.permutations([empty, array, holder]):
+        assert {id(found) for _, _, found in find(list(values))} == {id(inside), id(array)}
+
+
+def test_a_container_with_the_array_interface_among_its_attributes_is_an_array(pointed_at):
+    class Named(dict[str, Any]):
+        pass
+
+    array = Named(x=1)
+    array.__dict__["__cuda_array_interface__"] = shown(4096)
+
+    assert [found for _, _, found in find(array)] == [array]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pytest
 
@@ -151,3 +151,154 @@ def test_a_copy_on_another_device_is_ordered_on_both(machine):
 def test_a_device_of_another_type_is_refused_with_the_way_round(machine):
     with pytest.raises(TypeError, match="to_host"):
         copies.to_device(machine.plain.array([1.0]), Device("cuda", 0))
+
+
+# -- what is easily lost ---------------------------------------------------------------------------
+
+
+class Tagged(dict[str, Any]):
+    tag: Any = None
+
+
+class Refusing(OrderedDict[str, Any]):
+    def update(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("do not change me")
+
+    def __setitem__(self, key: str, item: Any) -> None:
+        super().__setitem__(key, item)
+
+
+class Spread(tuple[Any, ...]):
+    def __new__(cls, *items: Any) -> Self:
+        return super().__new__(cls, items)
+
+
+class PairWithNote(Pair):
+    note: Any = None
+
+
+@dataclass
+class Computed:
+    size: int
+
+    def __post_init__(self) -> None:
+        self.hidden: Any = None
+
+
+@dataclass
+class Node:
+    parent: Any
+    children: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Partial:
+    image: Any
+    later: int = field(init=False)
+
+
+def test_arrays_in_the_attributes_of_a_container_are_copied(machine):
+    value = Tagged(x=1)
+    value.tag = machine.plain.array([1.0])
+
+    copy = copies.to_host(value)
+
+    assert (type(copy), copy["x"], type(copy.tag)) == (Tagged, 1, PinnedArray)
+    assert not isinstance(value.tag, PinnedArray)
+
+
+def test_a_dictionary_that_refuses_to_be_changed_is_made_anew_all_the_same(machine):
+    value = Refusing(x=machine.plain.array([1.0]))
+
+    assert type(copies.to_host(value)["x"]) is PinnedArray
+
+
+def test_a_tuple_of_a_class_with_its_own_ways_stays_what_it_is(machine):
+    array = machine.plain.array([1.0])
+
+    spread = copies.to_host(Spread(array, 2))
+    noted = PairWithNote(array, 2)
+    noted.note = machine.plain.array([3.0])
+
+    assert (type(spread), len(spread), spread[1]) == (Spread, 2, 2)
+    assert type(copies.to_host(noted)) is PairWithNote
+    assert type(copies.to_host(noted).note) is PinnedArray
+
+
+def test_an_attribute_that_is_no_field_of_a_dataclass_is_not_lost(machine):
+    value = Computed(3)
+    value.hidden = machine.plain.array([1.0])
+
+    copy = copies.to_host(value)
+
+    assert (copy.size, type(copy.hidden)) == (3, PinnedArray)
+
+
+def test_a_field_that_was_never_set_stays_so(machine):
+    copy = copies.to_host(Partial(machine.plain.array([1.0])))
+
+    assert type(copy.image) is PinnedArray
+    assert not hasattr(copy, "later")
+
+
+def test_objects_that_point_at_each_other_do_so_in_the_copy(machine):
+    root = Node(None)
+    root.children = [Node(root, [machine.plain.array([1.0])])]
+
+    copy = copies.to_host(root)
+
+    assert copy.children[0].parent is copy
+    assert type(copy.children[0].children[0]) is PinnedArray
+
+
+def test_an_unchanged_container_that_is_there_twice_stays_itself_both_times(machine):
+    plain = [1, 2]
+
+    copy = copies.to_host([plain, machine.plain.array([1.0]), plain])
+
+    assert copy[0] is copy[2] is plain
+
+
+def test_an_exception_that_holds_an_array_is_refused(machine):
+    with pytest.raises(TypeError, match="ValueError"):
+        copies.to_host([ValueError(machine.plain.array([1.0]))])
+
+
+def test_what_cannot_be_copied_by_the_copy_module_is_refused_with_its_reason(machine):
+    @dataclass
+    class Stubborn:
+        image: Any
+
+        def __copy__(self) -> Stubborn:
+            raise RuntimeError("I am unique")
+
+    with pytest.raises(TypeError, match=r"Stubborn.*I am unique"):
+        copies.to_host(Stubborn(machine.plain.array([1.0])))
+
+
+def test_an_object_of_a_class_that_cannot_be_hashed_stays_as_it_is(machine):
+    class Unhashable(type):
+        __hash__ = None  # type: ignore[assignment]  # as metaclasses with an __eq__ have it
+
+        def __eq__(cls, other: object) -> bool:
+            return cls is other
+
+    class Odd(metaclass=Unhashable):
+        pass
+
+    odd = Odd()
+
+    assert copies.to_host([odd, machine.plain.array([1.0])])[0] is odd
+
+
+class Holder:
+    def __init__(self, image: Any) -> None:
+        self.image = image
+
+
+def test_an_opaque_object_whose_array_is_there_already_stays_as_it_is(machine):
+    holder = Holder(machine.plain.array([1.0]))
+
+    assert copies.to_device(holder, FIRST) is holder
+    with pytest.raises(TypeError, match="Holder"):
+        copies.to_device(holder, SECOND)

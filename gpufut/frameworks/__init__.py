@@ -17,6 +17,7 @@ from gpufut.device import Device
 from gpufut.runtimes import StreamHandle, on_reset
 
 __all__ = [
+    "INTERFACE",
     "Adapter",
     "ArrayType",
     "Framework",
@@ -26,6 +27,7 @@ __all__ = [
     "framework_of",
     "keep_stream",
     "loaded",
+    "locate_by_protocol",
     "mro_of",
     "root_of",
     "stream_of",
@@ -204,13 +206,8 @@ def root_of(kind: type) -> str:
     return module.partition(".")[0] if isinstance(module, str) else ""
 
 
-def array_type_of(kind: type, attributes: Mapping[str, object]) -> ArrayType | None:
-    """How to treat instances of *kind* if they are arrays; else None.
-
-    Args:
-        kind: The class.
-        attributes: What one of its instances has in its ``__dict__``.
-    """
+def array_type_of(kind: type) -> ArrayType | None:
+    """How to treat instances of *kind* if it, or a base of it, is an array type; else None."""
     for base in mro_of(kind):
         # A user's own subclass of a tensor lives in the user's module; its base does not. Such a
         # type exists, so its framework is loaded already: nothing is imported for an answer.
@@ -219,15 +216,22 @@ def array_type_of(kind: type, attributes: Mapping[str, object]) -> ArrayType | N
             array_type = adapter.array_type(base)
             if array_type is not None:
                 return array_type
-    places = [attributes, *(_vars(base) for base in mro_of(kind) if root_of(base) != "numpy")]
-    if any(name in place for place in places for name in _ARRAY_PROTOCOLS):
-        return _protocols().array_type(kind)
+    for base in mro_of(kind):
+        if root_of(base) != "numpy" and any(name in _vars(base) for name in _ARRAY_PROTOCOLS):
+            return _protocols().array_type(kind)
     return None
+
+
+def locate_by_protocol(instance: object) -> Place | None:
+    """Where an object lives that has the array interface among its own attributes."""
+    array_type = _protocols().array_type(type(instance))
+    return None if array_type is None else array_type.locate(instance)
 
 
 # How an array that is none of a known framework shows itself. NumPy's speak one of the protocols,
 # and are on no device.
-_ARRAY_PROTOCOLS: Final = ("__cuda_array_interface__", "__dlpack_device__")
+INTERFACE: Final = "__cuda_array_interface__"
+_ARRAY_PROTOCOLS: Final = (INTERFACE, "__dlpack_device__")
 _STREAM_PROTOCOL: Final = "__cuda_stream__"
 
 

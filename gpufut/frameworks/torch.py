@@ -150,7 +150,9 @@ class _Torch(abc.ABC):
         What lies in ordinary memory is copied to pinned memory first: the device would read it at
         its own time, when it may be somebody else's.
         """
-        source = cast(torch.Tensor, array)
+        source: torch.Tensor = (
+            array if isinstance(array, torch.Tensor) else torch.from_numpy(array)  # of its memory
+        )
         target = torch.device(self.device_type, device)
         if source.is_cpu:
             # Pinned memory needs a context, and takes that of any device that has one. If there was

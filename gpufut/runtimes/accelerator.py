@@ -212,8 +212,8 @@ def torchs_type() -> str | None:
     torch: Any = sys.modules.get("torch")
     if not hasattr(torch, "accelerator"):  # it may be in the middle of its import
         return None
-    # To name CUDA torch would ask its driver. Only a back end out of tree can come before it. Looked
-    # up in the module's dictionary, because asking a module in vain costs ten times as much.
+    # To name CUDA torch would ask its driver. Only a back end out of tree can come before it.
+    # Looked up in the dictionary, because to ask a module in vain costs ten times as much.
     if "_cuda_setStream" in vars(torch._C) and (
         torch._C._get_privateuse1_backend_name() == "privateuseone"
     ):
