@@ -48,7 +48,7 @@ format: $(BASE)  ## mend what ruff can mend by itself
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-demo: $(BASE)  ## photographs through four stages; writes gpufut-demo/timeline.html and a contact sheet
+demo: $(BASE) $(if $(findstring cuda,$(ARGS)),$(WITH_FRAMEWORKS))  ## photographs through four stages; writes gpufut-demo/timeline.html and a contact sheet
 	$(BIN)/python -m gpufut demo $(ARGS)
 
 bench: $(BASE) $(WITH_FRAMEWORKS)  ## measure the host side against torch.futures and others

@@ -169,6 +169,8 @@ class Refusing(OrderedDict[str, Any]):
 
 
 class Spread(tuple[Any, ...]):
+    __slots__ = ()
+
     def __new__(cls, *items: Any) -> Self:
         return super().__new__(cls, items)
 
