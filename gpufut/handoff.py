@@ -330,16 +330,16 @@ class Handoff:
     ) -> tuple[list[_Target], list[int | None]]:
         """Of the current streams, those that the user can mean in a capture.
 
-        The ones that take part in the value's capture. If none does, those that may join it, as by
-        torch's `wait_stream`: the current streams of the value's own libraries. Those of others
-        would never be joined again, and default streams cannot take part.
+        The ones that take part in the value's capture. If none of these is of the value's own
+        libraries, then those of theirs that may join it, as by torch's `wait_stream`. Those of
+        others would never be joined again, and default streams cannot take part.
         """
         both = list(zip(targets, captures, strict=True))
         own = {mark.capture for mark in self.marks} - {None}
+        ours = self._current_places()
         chosen = [each for each in both if each[1] in own]
-        if not chosen:
-            ours = self._current_places()
-            chosen = [
+        if not any(ours is None or target in ours for target, _ in chosen):
+            chosen += [
                 (target, capture)
                 for target, capture in both
                 if (ours is None or target in ours) and _may_join(*target)

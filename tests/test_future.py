@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, assert_type
 
+import numpy as np
 import pytest
 
 import gpufut.future
@@ -1449,7 +1450,8 @@ class Speaks:
 @pytest.fixture
 def speaking(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("__dlpack__", "__dlpack_device__"):
-        monkeypatch.setattr(sim.PlainArray, name, vars(Speaks)[name], raising=False)
+        for kind in (sim.PlainArray, sim.PinnedArray):
+            monkeypatch.setattr(kind, name, vars(Speaks)[name], raising=False)
 
 
 def test_a_future_handed_over_by_dlpack_makes_the_consumers_stream_wait(machine, speaking):
@@ -1475,3 +1477,133 @@ def test_a_consumer_by_dlpack_that_wants_no_order_gets_none(machine, speaking):
 
     assert future.__dlpack__(stream=-1)[1] == -1
     assert machine.stats.waits == before
+
+
+def test_a_consumer_by_dlpack_that_wants_no_order_gets_none_from_a_pending_future_either(
+    machine, speaking
+):
+    future: Future[Any] = Future()
+    array, producer, gate = machine.plain.array([1.0]), machine.stream(), machine.gate()
+    handed: list[Any] = []
+    thread = in_thread(lambda: handed.append(future.__dlpack__(stream=-1)))
+    waiting(future)
+    with gate:
+        producer.hold(gate)
+        before = machine.stats.waits
+        future.set_result(array, streams=[producer])
+        thread.join(PATIENCE)
+
+    assert handed == [(array, -1, {})]
+    assert machine.stats.waits == before
+
+
+@pytest.mark.parametrize("options", [{"copy": True}, {"dl_device": (1, 0)}])
+def test_a_copy_by_dlpack_is_ordered_by_who_makes_it(machine, speaking, options):
+    """On its current stream, and for the consumer's: the array has to be told which that is."""
+    producer, own, consumer = machine.stream(), machine.stream(), machine.stream()
+    array, gate = machine.plain.array([1.0]), machine.gate()
+    future: Future[Any] = Future()
+    with gate, machine.plain.stream(own):
+        producer.hold(gate)
+        future.set_result(array, streams=[producer])
+
+        assert future.__dlpack__(stream=consumer.handle, **options) == (
+            array,
+            consumer.handle,
+            options,
+        )
+        assert not own.query()
+        assert consumer.query()
+
+
+@pytest.mark.parametrize("options", [{"copy": False}, {"copy": None, "dl_device": (2, 0)}])
+def test_what_stays_where_it_is_by_dlpack_is_no_copy(machine, speaking, options):
+    future = completed(machine.plain.array([1.0]))
+
+    assert future.__dlpack__(stream=machine.stream().handle, **options)[1:] == (-1, options)
+
+
+def test_a_consumer_by_dlpack_that_names_no_stream_is_on_the_current_ones(machine, speaking):
+    """Which stream none means, the protocol says for CUDA and ROCm alone."""
+    producer, own = machine.stream(), machine.stream()
+    array, gate = machine.plain.array([1.0]), machine.gate()
+    future: Future[Any] = Future()
+    with gate, machine.plain.stream(own):
+        producer.hold(gate)
+        future.set_result(array, streams=[producer])
+
+        assert future.__dlpack__() == (array, -1, {})
+        assert not own.query()
+
+
+def test_a_consumers_stream_by_dlpack_is_on_the_arrays_device(machine, speaking):
+    """Where the streams of the work behind it are on several."""
+    here, there, consumer = machine.stream(0), machine.stream(1), machine.stream(1)
+    array, gate = machine.plain.array([1.0], 1), machine.gate()
+    future: Future[Any] = Future()
+    with gate:
+        here.hold(gate)
+        future.set_result(array, streams=[here, there])
+
+        assert future.__dlpack__(stream=consumer.handle)[1] == -1
+        assert not consumer.query()
+
+
+def test_pinned_memory_is_handed_over_by_dlpack_with_the_stream_that_was_asked_for(
+    machine, speaking
+):
+    future = completed(machine.pinned((1,)))
+
+    assert future.__dlpack__(stream=None, copy=True) == (future.value(), None, {"copy": True})
+
+
+def test_pinned_memory_is_handed_over_by_dlpack_when_the_copies_have_landed(
+    world, spawn, monkeypatch
+):
+    def export(array: sim.PinnedArray, *, stream: int | None = None, **options: Any) -> Any:
+        return array.get().__dlpack__(stream=stream, **options)
+
+    monkeypatch.setattr(sim.PinnedArray, "__dlpack__", export, raising=False)
+    monkeypatch.setattr(sim.PinnedArray, "__dlpack_device__", lambda _: (1, 0), raising=False)
+    futures: list[Future[Any]] = []
+    stream = world.stream()
+    with world.closed_gate() as gate, world.on(stream):
+        pinned, source = world.pinned(), world.empty()
+        gate.hold(stream)
+        world.fill(source, 3.0)
+        world.copy(pinned, source)
+        futures += [completed(part) for part in world.parts(pinned)]
+        taking = spawn(lambda: [set(np.from_dlpack(each).tolist()) for each in futures])
+        taking.until_blocked()
+        assert not taking.done()
+        gate.open()
+
+    assert taking.result() == [{3.0}] * len(futures)
+
+
+@pytest.mark.parametrize(
+    "call", [operator.methodcaller("__dlpack__"), lambda f: f.__dlpack_device__()]
+)
+def test_a_future_without_a_value_hands_over_its_error_by_dlpack(call):
+    error = KeyError("x")
+
+    with pytest.raises(KeyError) as raised:
+        call(failed(error))
+    assert raised.value is error
+    with pytest.raises(CancelledError):
+        call(cancelled())
+
+
+# -- copies ----------------------------------------------------------------------------------------
+
+
+def test_a_copy_to_the_host_has_landed_whatever_the_other_devices_are_doing(machine):
+    """Pinned memory does not say who fills it; here it is known."""
+    elsewhere, gate = machine.stream(1), machine.gate()
+    with gate, machine.tracking.stream(elsewhere):
+        machine.tracking.array([2.0], 1)
+        elsewhere.hold(gate)
+        copied = completed(machine.plain.array([1.0])).to_host()
+
+        assert copied.wait(PATIENCE).get().tolist() == [1.0]
+        assert machine.gates_expired == 0, "it waited until the gate opened by itself"

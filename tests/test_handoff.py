@@ -26,6 +26,7 @@ from gpufut import (
     sim,
 )
 from gpufut.device import parse_devices
+from gpufut.frameworks.sim import SimLibrary
 from gpufut.handoff import Handoff, record, resolve_streams
 
 PATIENCE = 20.0  # seconds; only a failing test waits so long
@@ -174,6 +175,28 @@ def test_pinned_memory_is_recorded_on_the_devices_that_work(machine):
     assert not machine.touched(0)
 
 
+def test_pinned_memory_whose_streams_are_named_is_recorded_there_and_nowhere_else(machine):
+    pinned, stream = [machine.pinned((1,)), machine.pinned((1,))], machine.stream()
+    machine.plain.array([1.0], 1)  # a device in use, which nobody meant
+
+    assert marks_of(record(pinned, None, resolve_streams([stream]))) == [("sim:0", stream.handle)]
+    assert machine.stats.records == 1
+
+
+def test_libraries_are_asked_once_for_their_devices_however_much_is_pinned(machine, monkeypatch):
+    asked: list[str] = []
+    devices_in_use = SimLibrary.devices_in_use
+
+    def counting(library: SimLibrary) -> Any:
+        asked.append(library.name)
+        return devices_in_use(library)
+
+    monkeypatch.setattr(SimLibrary, "devices_in_use", counting)
+    record([machine.pinned((1,)) for _ in range(5)])
+
+    assert asked == ["tracking", "plain"]
+
+
 def test_nothing_is_touched_on_a_device_that_the_value_does_not_name(machine):
     future: Future[Any] = Future()
     child = future.then(lambda f: f.value())
@@ -197,6 +220,20 @@ def test_a_stream_does_not_wait_for_itself(machine):
     future.wait(stream=machine.default_stream(0))
 
     assert machine.stats.waits == 0
+
+
+def test_a_stream_that_is_another_one_in_each_thread_is_waited_for_even_by_itself(
+    machine, monkeypatch
+):
+    """Under one handle, as CUDA's per-thread default stream: nobody knows whose it was."""
+    future: Future[Any] = Future()
+    future.set_result(machine.plain.array([1.0]))
+    stream = machine.default_stream(0)
+    monkeypatch.setattr(get_manager().lane(FIRST).runtime, "thread_stream", stream.handle)
+
+    future.wait(stream=stream)
+
+    assert machine.stats.waits == 1
 
 
 def test_streams_of_one_handle_on_two_devices_are_two_streams(machine):
@@ -417,6 +454,34 @@ def test_a_callback_without_lent_streams_keeps_the_threads_own(machine):
 
     assert seen == [machine.stream_from_handle(own.handle)]
     assert machine.stats.streams_created == 1
+
+
+def test_others_are_watched_on_while_a_callback_of_the_watching_thread_waits_for_a_stream(machine):
+    """Where none can be lent, the host waits instead: perhaps for what only that thread does."""
+    array, gate, stream = held(machine)
+    behind: Future[Any] = Future()
+    behind.set_result(array, streams=[stream])
+    first, first_gate, first_stream = held(machine)
+    second, second_gate, second_stream = held(machine)
+    starting, opening = Future[Any](), Future[Any]()
+    starting.set_result(first, streams=[first_stream])
+    opening.set_result(second, streams=[second_stream])
+    children: list[Future[bool]] = []
+    started = threading.Event()
+
+    def start(_: object) -> None:  # in the watching thread, which looks at nothing meanwhile
+        second_gate.open()
+        children.append(behind.then(lambda done: done.query()))
+        started.set()
+
+    starting.synchronized().add_done_callback(start, lend_streams=False)
+    opening.synchronized().add_done_callback(lambda _: gate.open(), lend_streams=False)
+    machine.fail_next("create_stream", RuntimeError("none"))
+    first_gate.open()
+
+    assert started.wait(PATIENCE)
+    assert children[0].wait() is True
+    assert machine.gates_expired == 0
 
 
 def test_callbacks_run_on_a_failed_device_too(machine, caplog):

@@ -25,7 +25,11 @@ from gpufut import (
     set_manager,
     sim,
 )
+from gpufut import streams as room
+from gpufut.frameworks import Owner
+from gpufut.frameworks.sim import ADAPTER
 from gpufut.runtimes import get as runtime_of
+from tests.worlds import until
 
 PATIENCE = 20.0  # seconds; only a failing test waits so long
 FIRST, SECOND = Device("sim", 0), Device("sim", 1)
@@ -437,6 +441,114 @@ def test_memory_is_held_on_if_the_mark_for_its_consumer_cannot_be_recorded(machi
     assert memory() is None
 
 
+def refuse_to_record(monkeypatch: pytest.MonkeyPatch, stream: sim.Stream) -> None:
+    """Let the driver know nothing any more of a stream, as if its user had destroyed it."""
+    runtime = runtime_of("sim")
+    record = runtime.record
+
+    def refusing(device: int, event: Any, handle: int) -> None:
+        if handle == stream.handle:
+            raise RuntimeError("no such stream")
+        record(device, event, handle)
+
+    monkeypatch.setattr(runtime, "record", refusing)
+
+
+def test_the_events_of_some_consumers_go_back_if_that_of_another_cannot_be_recorded(
+    machine, monkeypatch
+):
+    healthy, gone = machine.stream(), machine.stream()
+    memory = handed_on(machine, healthy, gone)
+    refuse_to_record(monkeypatch, gone)
+
+    for _ in range(3):
+        assert get_manager().sweep() == 1
+
+    assert memory() is not None
+    assert stats().events == stats().events_free
+
+
+def test_a_stream_on_which_nothing_can_be_recorded_is_given_up_in_the_end(machine, monkeypatch):
+    """The device is healthy, so the stream is no more; what others read is held on for them."""
+    monkeypatch.setattr(room, "_MOST_FAILURES", 3)
+    gone, other = machine.stream(), machine.stream()
+    with machine.gate() as gate:
+        other.hold(gate)
+        memory = handed_on(machine, gone, other)
+        refuse_to_record(monkeypatch, gone)
+        for _ in range(3):
+            get_manager().sweep()
+            assert stats().events == stats().events_free, "given up too early"
+
+        get_manager().sweep()
+        assert stats().events == stats().events_free + 1
+        assert memory() is not None
+    machine.run()
+    get_manager().sweep()
+    assert memory() is None
+
+
+def test_a_stream_that_can_be_recorded_on_again_was_not_given_up(machine, monkeypatch):
+    monkeypatch.setattr(room, "_MOST_FAILURES", 3)
+    consumer = machine.stream()
+    with machine.gate() as gate:
+        consumer.hold(gate)
+        memory = handed_on(machine, consumer)
+        with monkeypatch.context() as patch:
+            refuse_to_record(patch, consumer)
+            for _ in range(3):
+                get_manager().sweep()
+
+        for _ in range(3):
+            assert get_manager().sweep() == 1
+        assert memory() is not None
+    consumer.synchronize()
+    assert get_manager().sweep() == 0
+
+
+def test_one_question_that_fails_on_a_healthy_device_does_not_free_memory(machine):
+    consumer = machine.stream()
+    with machine.gate() as gate:
+        consumer.hold(gate)
+        memory = handed_on(machine, consumer)
+        get_manager().sweep()
+        machine.fail_next("query", RuntimeError("not now"))
+
+        assert get_manager().sweep() == 1
+        assert get_manager().sweep() == 1
+        assert memory() is not None
+    consumer.synchronize()
+    assert get_manager().sweep() == 0
+
+
+def test_memory_of_which_nobody_can_say_who_shares_it_is_held(machine):
+    class Memory:
+        pass
+
+    known = [True, False, False]
+
+    def is_shared(_: object) -> bool:
+        if not known.pop():
+            raise RuntimeError("who knows")
+        return False
+
+    manager = get_manager()
+    memory = Memory()
+    gone = weakref.ref(memory)
+    manager.holds.keep(
+        Owner(memory, is_shared), manager.lane(FIRST), machine.default_stream(0).handle
+    )
+    del memory
+    assert manager.sweep() == 1
+    assert gone() is not None
+
+    manager.sweep()
+    machine.run()
+    assert manager.sweep() == 0
+    assert gone() is None
+    assert known == []
+
+
 def test_a_failed_device_does_not_free_memory_that_another_one_still_reads(machine):
     healthy, failing = machine.stream(0), machine.stream(1)
     with machine.gate() as gate:
@@ -563,6 +675,58 @@ def test_another_machine_finds_a_manager_that_knows_nothing_of_the_first(machine
 
     child = completed(machine.plain.array([1.0])).then(lambda f: lent(machine).machine is machine)
     assert child.value() is True
+
+
+def test_what_was_held_for_a_machine_goes_when_another_one_takes_over(machine):
+    consumer, gate = machine.stream(), machine.gate()
+    consumer.hold(gate)
+    reads, passes = handed_on(machine, consumer), handed_on(machine, consumer)
+    kept = machine.plain.array([1.0])
+    completed(kept).wait(stream=consumer)
+    get_manager().sweep()  # the first two wait for events, the last for whoever shares it
+    assert reads() is not None
+    assert passes() is not None
+    holds = get_manager().holds
+
+    with sim.Machine(devices=1):
+        assert reads() is passes() is None
+        assert len(holds) == len(get_manager().holds) == 0
+    gate.open()
+
+
+def test_nobody_watches_any_more_what_was_held_for_a_machine_that_was_replaced(machine):
+    with_manager(housekeeping=0.001)
+    consumer, gate = machine.stream(), machine.gate()
+    consumer.hold(gate)
+    watched = get_manager().holds
+    kept = machine.plain.array([1.0])
+    completed(kept).wait(stream=consumer)
+    assert not watched._unwatched
+
+    with sim.Machine(devices=1):
+        until(lambda: watched._unwatched, "the end of watching")
+    gate.open()
+
+
+def test_what_a_replaced_manager_holds_may_be_swept_when_the_machine_is_gone():
+    before = set_manager(Manager(housekeeping=None))
+    try:
+        with sim.Machine(devices=1) as machine:
+            reads, passes = machine.stream(), machine.stream()
+            old = get_manager()
+            memory = handed_on(machine, passes)
+            old.sweep()
+            kept = machine.plain.array([1.0])
+            completed(kept).wait(stream=reads)
+            set_manager(before)  # so that nobody tells the old one
+        del kept
+
+        old.sweep()
+        machine.run()
+        assert old.sweep() == 0
+        assert memory() is None
+    finally:
+        set_manager(before)
 
 
 @pytest.mark.parametrize(
@@ -785,6 +949,48 @@ def test_asking_for_the_current_stream_creates_nothing(machine):
 def test_the_current_stream_of_what_is_no_device_is_an_error(machine, device, error):
     with pytest.raises(error, match=r"device|indices"):
         current_stream(device)
+
+
+class Launcher:
+    """A framework, as far as its current stream goes; None says that it launches nothing."""
+
+    def __init__(self, handle: int | None) -> None:
+        self._handle = handle
+
+    def current_stream(self, device: int) -> int | None:
+        return self._handle
+
+
+def test_a_framework_that_launches_nothing_has_no_current_stream_to_be_ordered(
+    machine, monkeypatch
+):
+    frameworks = [Launcher(None), Launcher(5), Launcher(None), Launcher(6), Launcher(5)]
+    monkeypatch.setattr(room, "loaded", lambda kind: frameworks)
+
+    assert room.current_handles(FIRST) == [5, 6]
+    assert current_stream(FIRST) == Stream(FIRST, 5)
+    monkeypatch.setattr(room, "loaded", lambda kind: [Launcher(None)])
+    assert room.current_handles(FIRST) == []
+    with pytest.raises(DeviceUnavailableError, match="no loaded framework works on sim:0"):
+        current_stream(FIRST)
+
+
+def test_a_stream_of_ours_is_one_for_frameworks_that_take_their_own_alone(machine, monkeypatch):
+    class Picky:
+        def __init__(self, must: object, have: object, arguments: object) -> None:
+            raise AssertionError("nobody makes one of these")
+
+    monkeypatch.setattr(ADAPTER, "stream_types", lambda: (Picky,))
+    own = machine.stream()
+
+    assert isinstance(current_stream(FIRST), Picky)  # a library's
+    with gpufut.stream(own) as current:
+        assert isinstance(current, Picky)
+        assert isinstance(current, Stream)
+        inside = current_stream(FIRST)
+        assert isinstance(inside, Picky)  # our own
+        assert inside == current == Stream(FIRST, own.handle)
+        assert type(inside) is type(current)
 
 
 # -- a stream as a value ---------------------------------------------------------------------------

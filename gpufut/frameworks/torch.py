@@ -74,6 +74,10 @@ class _Torch(abc.ABC):
     def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
         """A stream as torch's object."""
 
+    def _find_owner_test(self) -> Callable[[torch.UntypedStorage], bool]:
+        self._owns = self._owner_test()
+        return self._owns
+
     def _owner_test(self) -> Callable[[torch.UntypedStorage], bool]:
         """How to know whether memory is the caching allocator's, which hears of `record_stream`.
 
@@ -106,9 +110,7 @@ class _Torch(abc.ABC):
         try:
             if type(tensor).__torch_dispatch__ is _NO_DISPATCH:
                 storage = tensor.untyped_storage()
-                owns = self._owns
-                if owns is None:
-                    owns = self._owns = self._owner_test()
+                owns = self._owns or self._find_owner_test()
                 if tensor.is_cpu or not owns(storage):
                     unheard.append(storage)
                 else:
@@ -126,6 +128,8 @@ class _Torch(abc.ABC):
             storage = tensor.untyped_storage()
             if type(tensor).__torch_dispatch__ is _NO_DISPATCH or not storage.resizable():
                 unheard.append(storage)
+            elif (self._owns or self._find_owner_test()) is _never:
+                unheard.append(tensor)
             else:  # a class of the user's own; only it can say what it is made of
                 tensor.record_stream(stream)
         except Exception:

@@ -595,8 +595,14 @@ CONTAINERS = {
 }
 
 
+# Where an array has to be hashed. Those of some libraries, as NumPy's, cannot be.
+HASHING = {"dict key", "set", "frozenset"}
+
+
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_c3_arrays_are_found_wherever_they_are_in_the_value(world, kind):
+    if kind in HASHING and any(type(each).__hash__ is None for each in world.parts(world.empty())):
+        pytest.skip("arrays of this library cannot be there: they have no hash")
     stream, consumer = world.stream(), world.stream()
     future = Future[object]()
     with world.closed_gate() as gate:
@@ -604,10 +610,7 @@ def test_c3_arrays_are_found_wherever_they_are_in_the_value(world, kind):
             array = world.empty()
             gate.hold(stream)
             world.fill(array, 7.0)
-            try:
-                value = CONTAINERS[kind](array)
-            except TypeError as error:
-                pytest.skip(f"arrays of this library cannot be there: {error}")
+            value = CONTAINERS[kind](array)
             future.set_result(value)
 
         assert not future.query()

@@ -627,6 +627,14 @@ def test_memory_of_a_pluggable_allocator_is_held(cuda, told, monkeypatch):
     assert told == []
 
 
+def test_a_class_of_its_own_on_a_pluggable_allocator_is_held_itself(cuda, monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_getAllocatorBackend", lambda: "pluggable", raising=False)
+    tensor = OnDevice()
+
+    assert cuda.keep_memory(tensor, 0, 0x7F00).object is tensor
+    assert tensor.streams == []
+
+
 def test_memory_that_has_left_the_allocator_is_held_by_the_allocators_own_test(
     cuda, told, monkeypatch
 ):

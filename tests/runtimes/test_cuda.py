@@ -12,16 +12,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gpufut import CaptureError, DeviceUnavailableError, driver, reactor, runtimes
+from gpufut import CaptureError, Device, DeviceUnavailableError, driver, reactor, runtimes
 from gpufut.driver import GLOBAL, RELAXED, THREAD_LOCAL, DriverError
 from gpufut.runtimes import cuda
 from gpufut.runtimes.cuda import LEGACY, PER_THREAD, RawRuntime, TorchRuntime, serve
-from gpufut.streams import StreamPool
+from gpufut.streams import Stream, StreamPool
 from tests.driver_library import STREAM, HipLibrary, Library
 
 PATIENCE = 20.0  # seconds; only a failing test waits so long
@@ -39,6 +40,7 @@ class Stack(Library):
         modes: The thread's capture mode at each question that a capture may refuse.
         answer: What those questions answer.
         error: A status with which a call fails, by its name.
+        current: The ids of the streams that torch was told to make current, innermost last.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class Stack(Library):
         self.answer = 0
         self.capturing = False
         self.error: dict[str, int] = {}
+        self.current = [0]
         self.made = 0
 
     def note(self, name: str, *arguments: Any) -> int:
@@ -173,6 +176,19 @@ def as_torch(library: Stack) -> SimpleNamespace:
             raise TorchError(status)
         return status == 0
 
+    @contextmanager
+    def stream(current: Any) -> Iterator[None]:
+        library.current.append(current.made_of[0])
+        try:
+            yield
+        finally:
+            library.current.pop()
+
+    def look_for_capture() -> None:
+        """What torch asks at each record and wait: its current stream, which may refuse."""
+        if library.current[-1] == 0:
+            check(library.error.get("is current capturing", 0))
+
     class Stream:
         def __init__(self, stream_id: int, device_index: int, device_type: int) -> None:
             self.made_of = (stream_id, device_index, device_type)
@@ -189,9 +205,11 @@ def as_torch(library: Stack) -> SimpleNamespace:
         cuda_event = 0x7F8800000000
 
         def record(self, stream: Stream) -> None:
+            look_for_capture()
             check(library.note("record", *stream.made_of[:2]))
 
         def wait(self, stream: Stream) -> None:
+            look_for_capture()
             check(library.note("wait", *stream.made_of[:2]))
 
         def query(self) -> bool:
@@ -199,7 +217,7 @@ def as_torch(library: Stack) -> SimpleNamespace:
 
     return SimpleNamespace(
         _C=SimpleNamespace(_cuda_getCurrentRawStream=None),
-        cuda=SimpleNamespace(Stream=Stream, Event=Event),
+        cuda=SimpleNamespace(Stream=Stream, Event=Event, stream=stream),
         version=SimpleNamespace(hip=None),
     )
 
@@ -301,6 +319,17 @@ def test_the_default_streams_have_one_name_each(runtime):
     # The legacy stream comes after every thread's own; a thread's own means another one elsewhere.
     assert [runtime.lasting(handle) for handle in (1, 2, STREAM)] == [1, 1, STREAM]
     assert [runtime.can_be_captured(handle) for handle in (1, 2, STREAM)] == [False, True, True]
+
+
+def test_a_stream_as_a_value_may_have_the_other_name_of_the_default_one(raw, library, monkeypatch):
+    monkeypatch.setitem(runtimes._loaded, "cuda", raw)
+    stream = Stream(Device("cuda", 0), 0)
+
+    assert stream.query()
+    stream.synchronize(PATIENCE)
+
+    assert asked(library, "stream query") == [(0, LEGACY)] * 2
+    assert stream.__cuda_stream__() == (0, LEGACY)
 
 
 def test_torch_gets_its_own_ids_and_keeps_its_stream_objects(library, load):
@@ -659,6 +688,42 @@ def test_other_streams_can_be_used_meanwhile(runtime, library):
     runtime.wait(0, PER_THREAD, event)
 
     assert len(asked(library, "record")) == len(asked(library, "wait")) == 1
+
+
+@pytest.mark.parametrize("call", ["record", "wait"])
+def test_torch_is_not_kept_from_a_stream_by_its_default_one(library, load, monkeypatch, call):
+    """Which it has current and asks, while a stream that synchronises with that is captured."""
+    runtime = load(as_torch(library))
+    event = runtime.create_event(0)
+    library.error["is current capturing"] = IMPLICIT
+    seen: list[list[int]] = []
+    note = library.note
+
+    def noting(name: str, *arguments: Any) -> Any:
+        if name == call:
+            seen.append(library.current.copy())
+        return note(name, *arguments)
+
+    monkeypatch.setattr(library, "note", noting)
+    calls = {
+        "record": lambda: runtime.record(0, event, STREAM),
+        "wait": lambda: runtime.wait(0, STREAM, event),
+    }
+    calls[call]()
+    assert asked(library, call) == [(0, STREAM, 0)]
+    assert seen == [[0, STREAM]]
+    assert library.current == [0]
+
+    library.error[call] = ILLEGAL_ADDRESS  # it goes wrong in the second attempt
+    with pytest.raises(TorchError, match=str(ILLEGAL_ADDRESS)):
+        calls[call]()
+    assert library.current == [0]
+
+    library.error["is current capturing"] = ILLEGAL_ADDRESS  # it is something else
+    asked_before = len(asked(library, call))
+    with pytest.raises(TorchError, match=str(ILLEGAL_ADDRESS)):
+        calls[call]()
+    assert len(asked(library, call)) == asked_before
 
 
 def test_a_stream_that_is_captured_is_not_asked_whether_it_has_finished(runtime, library):

@@ -1,0 +1,241 @@
+"""What is known of all frameworks together: which are loaded, and whose streams are kept."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import gpufut
+from gpufut import Device, Future, Manager, frameworks, runtimes, set_manager
+from gpufut.frameworks import keep_stream, stream_of, stream_types
+from tests.worlds import KINDS, World
+
+ABACUS, QUIPU = Device("abacus", 0), Device("quipu", 0)
+
+
+class Rod:
+    """A stream of a framework that the adapter of the tests knows."""
+
+    __module__ = "fake"
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+
+class Cord(Rod):
+    """A user's own subclass."""
+
+    __module__ = "users"
+
+
+class Adapter:
+    """An adapter of one framework, for one type of device."""
+
+    def __init__(self, device: Device, *types: type) -> None:
+        self._device = device
+        self._types = types
+
+    def frameworks(self) -> Sequence[Any]:
+        return [SimpleNamespace(device_type=self._device.type)]
+
+    def array_type(self, kind: type) -> None:
+        return None
+
+    def stream_of(self, stream: Any) -> tuple[Device, int] | None:
+        return (self._device, stream.handle) if isinstance(stream, Rod) else None
+
+    def stream_types(self) -> tuple[type, ...]:
+        return self._types
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    """Streams of other tests are none of ours, nor ours theirs."""
+    runtimes.reset()
+    yield
+    runtimes.reset()
+
+
+def adapters(monkeypatch: pytest.MonkeyPatch, **found: Adapter) -> None:
+    """Let these adapters, by the package that they are for, be all that there are."""
+    monkeypatch.setattr(frameworks, "_ADAPTERS", {name: (name, "sys") for name in found})
+    monkeypatch.setattr(frameworks, "_loaded_adapters", dict(found))
+
+
+# -- streams that are kept -------------------------------------------------------------------------
+
+
+def test_a_stream_object_that_was_used_stays_alive():
+    stream = Rod(5)
+    alive = weakref.ref(stream)
+
+    assert keep_stream(ABACUS, 5, stream) == (ABACUS, 5)
+    del stream
+
+    assert alive() is not None
+
+
+def test_one_handle_on_two_devices_is_two_streams():
+    streams = [Rod(5), Rod(5)]
+    alive = [weakref.ref(each) for each in streams]
+
+    for device, stream in zip((ABACUS, QUIPU), streams, strict=True):
+        keep_stream(device, 5, stream)
+    del streams, stream
+
+    assert None not in [each() for each in alive]
+
+
+def test_another_object_of_the_same_handle_takes_the_place_of_the_first():
+    first, second = Rod(5), Rod(5)
+    alive = weakref.ref(first), weakref.ref(second)
+    keep_stream(ABACUS, 5, first)
+    keep_stream(ABACUS, 5, second)
+    del first, second
+
+    assert alive[0]() is None
+    assert alive[1]() is not None
+
+
+def test_of_streams_without_end_those_that_were_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr(frameworks, "_MOST_KEPT", 3)
+    alive = []
+    for handle in range(10):
+        stream = Rod(handle)
+        alive.append(weakref.ref(stream))
+        for _ in range(2):  # which is one stream
+            keep_stream(ABACUS, handle, stream)
+    del stream
+
+    assert [each() is not None for each in alive] == [False] * 7 + [True] * 3
+
+
+def test_when_handles_become_meaningless_nothing_is_kept():
+    stream = Rod(5)
+    alive = weakref.ref(stream)
+    keep_stream(ABACUS, 5, stream)
+    del stream
+
+    runtimes.reset()
+
+    assert alive() is None
+
+
+@pytest.mark.parametrize("kind", [Rod, Cord])
+def test_a_stream_is_kept_once_it_has_been_asked_for_its_handle(monkeypatch, kind):
+    adapters(monkeypatch, fake=Adapter(ABACUS))
+    stream = kind(7)
+    alive = weakref.ref(stream)
+
+    assert stream_of(stream) == (ABACUS, 7)
+    del stream
+
+    assert alive() is not None
+
+
+def test_a_stream_by_protocol_is_kept_too(monkeypatch):
+    class Speaks(Rod):
+        __module__ = "users"
+
+        def __cuda_stream__(self) -> tuple[int, int]:
+            return 0, self.handle
+
+    adapters(monkeypatch)
+    monkeypatch.setattr(frameworks, "_protocols", lambda: Adapter(QUIPU))
+    stream = Speaks(9)
+    alive = weakref.ref(stream)
+
+    assert stream_of(stream) == (QUIPU, 9)
+    del stream
+
+    assert alive() is not None
+
+
+def test_what_is_no_stream_is_not_kept(monkeypatch):
+    adapters(monkeypatch, fake=Adapter(ABACUS))
+
+    class Other:
+        __module__ = "fake"
+
+    other = Other()
+    alive = weakref.ref(other)
+
+    assert stream_of(other) is None
+    del other
+
+    assert alive() is None
+
+
+# -- streams of CuPy, which go with their objects --------------------------------------------------
+
+
+@pytest.fixture
+def cupys() -> Iterator[World]:
+    """A device with CuPy on the stand-in for its driver."""
+    why_absent = KINDS["standin"].why_absent()
+    if why_absent is not None:
+        pytest.skip(f"no stand-in: {why_absent}")
+    (spec,) = (each for each in KINDS["standin"].specs([0]) if each.name == "standin-cupy")
+    before = set_manager(Manager(housekeeping=None))
+    try:
+        with spec.make() as world:
+            yield world
+    finally:
+        set_manager(before)
+
+
+@pytest.mark.parametrize("how", ["named", "current"])
+def test_the_stream_of_a_hand_off_may_be_dropped_at_once(cupys, how):
+    import cupy
+
+    producer, consumer = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)
+    streams = [gpufut.Stream(cupys.devices[0], each.ptr) for each in (producer, consumer)]
+    future = Future[Any]()
+    if how == "named":
+        future.set_result(cupys.array(3.0), streams=[producer])
+        future.wait(stream=consumer)
+    else:
+        with producer:
+            future.set_result(cupys.array(3.0))
+        with consumer:
+            future.wait()
+    del producer, consumer
+    gc.collect()
+
+    for stream in streams:
+        stream.synchronize()  # which a destroyed one could not
+    assert cupys.held() == 1
+    del future
+    cupys.settle()
+
+
+# -- classes that a stream has to be of ------------------------------------------------------------
+
+
+def test_the_classes_are_those_of_the_frameworks_that_serve_the_device(monkeypatch):
+    adapters(
+        monkeypatch,
+        one=Adapter(ABACUS, Rod),
+        two=Adapter(QUIPU, list),
+        three=Adapter(ABACUS, dict, set),
+        four=Adapter(ABACUS),
+    )
+
+    assert stream_types("abacus") == (Rod, dict, set)
+    assert stream_types("quipu") == (list,)
+    assert stream_types("cuda") == ()
+
+
+def test_the_classes_of_a_framework_that_is_not_loaded_do_not_count(monkeypatch):
+    adapters(monkeypatch, one=Adapter(ABACUS, Rod))
+    monkeypatch.setattr(frameworks, "_loaded_adapters", {})
+    monkeypatch.setattr(frameworks, "_ADAPTERS", {"one": ("no.such.adapter", "no.such.package")})
+
+    assert "no.such.package" not in sys.modules
+    assert stream_types("abacus") == ()
