@@ -136,9 +136,16 @@ class _Reactor:
             self._start()
 
     def fail_all(self, error: BaseException) -> None:
-        """Tell everybody that nothing will come. For a forked child, where the thread is gone."""
-        for watched in list(self._watched):
+        """Tell everybody that nothing will come. For a forked child, where the thread is gone.
+
+        Where it is not, it ends.
+        """
+        orphaned = list(self._watched)
+        self._watched.clear()
+        for watched in orphaned:
             watched.report(error)
+        self._stopping = True
+        self._ring()
 
     def _main(self) -> None:
         me = threading.current_thread()
