@@ -24,6 +24,10 @@ from tests.worlds import KINDS, PATIENCE, SEEDS, Spawned, Spec, World, why_no_cu
 
 ROOT = Path(__file__).parents[1]
 
+# Streams share so many queues of a CUDA device, and what waits in one holds up all behind it. The
+# driver reads it when it starts, which no test has made it do yet; programs of tests inherit it.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+
 
 # -- options and markers ---------------------------------------------------------------------------
 

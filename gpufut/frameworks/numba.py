@@ -10,6 +10,7 @@ Under Numba's CUDA simulator there are no devices: its arrays are host values.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
@@ -91,7 +92,7 @@ class Numba:
 
     def keep_memory(self, array: object, device: int, stream: StreamHandle) -> Owner | None:
         owner = _owner_of(array)
-        if isinstance(owner, _cudadrv.AutoFreePointer):
+        if isinstance(owner, (_cudadrv.AutoFreePointer, _cudadrv.PinnedMemory)):
             return Owner(_share_of(owner), _is_shared)
         return Owner(owner)
 
@@ -206,7 +207,7 @@ class _Share:
                 # may wait for the device and needs a context: not in one that may not even use
                 # Numba, as our own, and not in a forked child. There it may only gather.
                 with self.memory.context.defer_cleanup():
-                    del self._pointer
+                    del self._pointer, self.memory
         except (AttributeError, ValueError, ReferenceError):
             return  # it was never made, or Numba has closed the context
 
@@ -226,8 +227,11 @@ def _share_of(memory: Any) -> _Share:
 
 
 def _is_shared(share: _Share) -> bool:
-    shared: bool = share.memory.refct > len(share.shares)
-    return shared
+    memory, shares = share.memory, len(share.shares)
+    if isinstance(memory, _cudadrv.PinnedMemory):
+        # Numba does not count these. Two references are each share's, and two ours, who look.
+        return sys.getrefcount(memory) > 2 * shares + 2
+    return bool(memory.refct > shares)
 
 
 # -- where arrays are ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Final, cast
@@ -177,13 +178,21 @@ class CudaTorch(_Torch):
         super().__init__("cuda")
 
     def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
-        return torch.Stream(stream_id=_id_of(handle), device_index=device, device_type=_CUDA_NUMBER)
+        # For memory that any thread may free, and to each 2 means a default stream of its own. The
+        # legacy stream comes after all of those.
+        number = handle if handle > 2 else _LEGACY_OF_TORCH
+        return torch.Stream(stream_id=number, device_index=device, device_type=_CUDA_NUMBER)
 
     def _owner_test(self) -> Callable[[torch.UntypedStorage], bool]:
         # Which allocator it is cannot change once there is a tensor.
         backend = getattr(torch._C, "_cuda_getAllocatorBackend", None)
-        if backend is not None and backend() != "native" and "MallocAsync" not in backend():
-            return _never  # a pluggable one may not want to hear of streams, and cannot be asked
+        if backend is not None and backend() != "native":
+            if "MallocAsync" not in backend():
+                return _never  # a pluggable one may not want to hear of streams: nobody can ask it
+            # It warns of what the native one ignores, and what costs it nothing either.
+            warnings.filterwarnings(
+                "ignore", "Called record_stream on tensor whose original", UserWarning
+            )
         has_deleter = getattr(torch._C, "_has_Standard_Deleter", None)
         if has_deleter is None:
             return _is_resizable

@@ -140,13 +140,13 @@ class CudaRuntime:
                 "runs when the graph is launched, so the host cannot ask whether it has finished "
                 "(cudaErrorStreamCaptureUnsupported)"
             )
-        return self._ask(device, self._stream_finished, device, stream)
+        if not self._ask(device, self._stream_finished, device, stream):
+            return False
+        _announce("StreamSynchronizationCallbacks", _torch_handle(stream))  # the host has seen it
+        return True
 
     def stream_synchronize(self, device: int, stream: StreamHandle, timeout: float | None) -> bool:
-        if not poll(partial(self.stream_query, device, stream), timeout):
-            return False
-        _announce("StreamSynchronizationCallbacks", _torch_handle(stream))
-        return True
+        return poll(partial(self.stream_query, device, stream), timeout)
 
     # -- events ------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("numba.cuda", reason="numba-cuda is not installed; `make test` installs it")
 
 from cuda.bindings import driver as binding
-from numba import cuda
+from numba import config, cuda
 from numba.cuda.cudadrv import devicearray, devices
 from numba.cuda.cudadrv import driver as numba_driver
 
@@ -137,6 +137,7 @@ def numba(monkeypatch) -> Cuda:
     for name, function in numba.functions().items():
         # As its attributes; looking for one that is not there would load a driver.
         monkeypatch.setitem(vars(numba_driver.driver), name, function)
+    monkeypatch.setattr(config, "CUDA_DEALLOCS_COUNT", 10)  # Numba's own; the demo raises it
     monkeypatch.setattr(devices._runtime, "ensure_context", nullcontext)
     monkeypatch.setattr(devices, "get_context", numba.context)
     monkeypatch.setattr(cuda.api, "current_context", numba.context)

@@ -500,13 +500,14 @@ def test_the_allocator_is_told_of_the_consumers_stream(cuda):
     assert tensor.streams == [(0x7F00, 0, CUDA), (0x7F10, 1, CUDA)]
 
 
-def test_torchs_name_of_the_legacy_stream_is_0_and_of_the_per_thread_stream_2(cuda):
+def test_memory_read_on_a_threads_own_default_stream_is_kept_for_the_legacy_one(cuda):
+    # Whichever thread frees it would take the handle for its own stream's. Torch calls legacy 0.
     tensor = OnDevice()
 
     cuda.keep_memory(tensor, 0, 1)
     cuda.keep_memory(tensor, 0, 2)
 
-    assert tensor.streams == [(0, 0, CUDA), (2, 0, CUDA)]
+    assert tensor.streams == [(0, 0, CUDA), (0, 0, CUDA)]
 
 
 def test_a_stream_object_is_made_once_and_forgotten_when_handles_become_meaningless(

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cuda
 ROOT = Path(__file__).parents[2]
 FILE = Path(os.environ.get("GPUFUT_FACTS", ROOT / "bench" / "results" / "facts.json"))
 
-_ISOLATION, _IMPLICIT, _CAPTURED = 905, 906, 907
+_UNSUPPORTED, _ISOLATION, _IMPLICIT, _CAPTURED = 900, 905, 906, 907
 _NON_BLOCKING, _NO_TIMING = 1, 2
 
 
@@ -168,12 +168,12 @@ def test_the_raw_getter_of_the_current_stream_is_quicker_than_the_public_one(tor
 def test_what_records_and_waits_cost(torch, cupy, runtime, facts):
     stream, event = torch.cuda.Stream(), torch.cuda.Event()
     event.record(stream)
-    torchs = facts.measure("ns: torch event record", nanoseconds(lambda: event.record(stream)))
+    facts.measure("ns: torch event record", nanoseconds(lambda: event.record(stream)))
     facts.measure("ns: torch event wait", nanoseconds(lambda: event.wait(stream)))
     facts.measure("ns: torch event query", nanoseconds(event.query))
     calls, raw = cupy.cuda.runtime, stream.cuda_stream
     made = calls.eventCreateWithFlags(_NO_TIMING)
-    cupys = facts.measure("ns: CuPy eventRecord", nanoseconds(lambda: calls.eventRecord(made, raw)))
+    facts.measure("ns: CuPy eventRecord", nanoseconds(lambda: calls.eventRecord(made, raw)))
     facts.measure("ns: CuPy streamWaitEvent", nanoseconds(lambda: calls.streamWaitEvent(raw, made)))
     facts.measure("ns: CuPy eventQuery", nanoseconds(lambda: calls.eventQuery(made)))
     record = runtime.cudaEventRecord
@@ -181,8 +181,6 @@ def test_what_records_and_waits_cost(torch, cupy, runtime, facts):
     pinned = torch.zeros(1).pin_memory()
     facts.measure("ns: is_pinned() of a pinned tensor", nanoseconds(pinned.is_pinned))
     calls.eventDestroy(made)
-
-    facts.state("CuPy's raw record costs less than torch's", True, cupys < torchs)
 
 
 def test_how_long_a_sleeping_host_takes_to_wake(torch, facts, gate):
@@ -244,12 +242,14 @@ def test_the_driver_records_without_a_current_context(runtime, facts):
 class Capture:
     """A stream that is being captured; the capture ends with the block, broken or not."""
 
-    def __init__(self, runtime: Any, flags: int = _NON_BLOCKING) -> None:
+    def __init__(self, runtime: Any, flags: int = _NON_BLOCKING, mode: str = "Global") -> None:
         self.runtime = runtime
+        self.mode = mode
         self.stream = call(runtime.cudaStreamCreateWithFlags, flags)
 
     def __enter__(self) -> int:
-        mode = self.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal
+        modes = self.runtime.cudaStreamCaptureMode
+        mode = getattr(modes, f"cudaStreamCaptureMode{self.mode}")
         call(self.runtime.cudaStreamBeginCapture, self.stream, mode)
         return self.stream
 
@@ -275,7 +275,7 @@ def test_a_captured_stream_may_not_wait_for_what_was_recorded_outside(runtime, f
 
 def test_a_captured_event_cannot_be_asked(runtime, facts):
     event = new_event(runtime)
-    with Capture(runtime) as stream:
+    with Capture(runtime, mode="Relaxed") as stream:  # else it is the asking that is refused
         call(runtime.cudaEventRecord, event, stream)
         found = status(runtime.cudaEventQuery, event)
 
@@ -297,9 +297,11 @@ def test_the_legacy_stream_can_be_used_while_a_non_blocking_stream_is_captured(r
     facts.state("recording on legacy while a non-blocking stream is captured", 0, found)
 
 
-@pytest.mark.parametrize("mode", ["Global", "Relaxed"])
-def test_an_event_from_outside_can_be_asked_in_another_thread_during_a_capture(
-    runtime, facts, mode
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("Global", _UNSUPPORTED), ("ThreadLocal", 0), ("Relaxed", 0)]
+)
+def test_whether_an_event_from_outside_can_be_asked_in_another_thread_during_a_capture(
+    runtime, facts, mode, expected
 ):
     outside = call(runtime.cudaStreamCreateWithFlags, _NON_BLOCKING)
     event = new_event(runtime)
@@ -317,7 +319,7 @@ def test_an_event_from_outside_can_be_asked_in_another_thread_during_a_capture(
         thread.start()
         thread.join()
 
-    facts.state(f"asking in a thread of mode {mode} during a global capture", [0], found)
+    facts.state(f"asking in a thread of mode {mode} during a global capture", [expected], found)
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -329,9 +331,10 @@ def test_cupys_pool_gives_memory_away_while_another_stream_still_reads_it(cupy, 
     with first:
         array = cupy.empty(1 << 20, cupy.float32)
     place = array.data.ptr
-    gate.hold(second.ptr)
     with second:
-        copy = array + 1
+        copy = array + 1  # loads the kernel and gets memory, which may wait for the device
+        gate.hold(second.ptr)
+        cupy.add(array, 1, out=copy)
     del array
     with first:
         intruder = cupy.empty(1 << 20, cupy.float32)
