@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, Self, cast
 
-__all__ = ["Device", "parse_device", "parse_devices"]
+__all__ = ["Device", "cuda_device", "parse_device", "parse_devices"]
 
 
 class Device:
@@ -66,6 +67,12 @@ class Device:
 
     def __repr__(self) -> str:
         return f"Device({self.type!r}, {self.index})"
+
+
+@functools.cache
+def cuda_device(index: int) -> Device:
+    """``Device("cuda", index)``, at the price of a look: for adapters, which ask for each array."""
+    return Device("cuda", index)
 
 
 def parse_device(device: object, default_type: str) -> Device:

@@ -724,7 +724,7 @@ def until(condition: Callable[[], object], what: str = "the condition") -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.0005)
+        time.sleep(0.0005)  # only lets others run; what ends the loop is the condition
 
 
 class Spawned:

@@ -17,7 +17,7 @@ import cupyx
 from cupy import cuda
 
 from gpufut import driver
-from gpufut.device import Device
+from gpufut.device import Device, cuda_device
 from gpufut.frameworks import ArrayType, Framework, Owner, Place, keep_stream
 from gpufut.runtimes import StreamHandle
 
@@ -102,7 +102,7 @@ class CuPy:
         handle: StreamHandle = stream.ptr
         if handle <= 2:
             return handle or self._default
-        keep_stream(_device(device), handle, stream)
+        keep_stream(cuda_device(device), handle, stream)
         return handle
 
     def exported_stream(self, array: object) -> StreamHandle | None:
@@ -240,16 +240,6 @@ def _checked(array: Any) -> Any:
 # -- where arrays are ------------------------------------------------------------------------------
 
 
-_devices: Final[dict[int, Device]] = {}
-
-
-def _device(index: int) -> Device:
-    device = _devices.get(index)
-    if device is None:
-        device = _devices.setdefault(index, Device("cuda", index))
-    return device
-
-
 def _locate_array(array: Any) -> Place:
     pointer = array.data
     if not pointer.mem.ptr and array.size:
@@ -258,11 +248,11 @@ def _locate_array(array: Any) -> Place:
             "by `array.data.mem.free()`, or is distributed over several devices; hand on arrays "
             "that are alive, and the parts of distributed ones"
         )
-    return _CUPY, _device(pointer.device_id)
+    return _CUPY, cuda_device(pointer.device_id)
 
 
 def _locate_pointer(pointer: Any) -> Place | None:
-    return (_CUPY, _device(pointer.device_id)) if pointer.mem.ptr else None
+    return (_CUPY, cuda_device(pointer.device_id)) if pointer.mem.ptr else None
 
 
 def _locate_pinned(memory: Any) -> Place | None:
@@ -305,7 +295,7 @@ class CuPyAdapter:
         handle, device = known.ptr, known.device_id
         if device < 0:  # CuPy does not know: a default stream, or one of others
             device = driver.stream_device(handle) if handle > 2 else cuda.runtime.getDevice()
-        return _device(device), handle or _CUPY._default
+        return cuda_device(device), handle or _CUPY._default
 
     def stream_types(self) -> tuple[type, ...]:
         return ()

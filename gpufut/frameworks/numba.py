@@ -20,7 +20,7 @@ import numpy as np
 from numba import cuda
 
 from gpufut import driver, runtimes
-from gpufut.device import Device
+from gpufut.device import Device, cuda_device
 from gpufut.frameworks import ArrayType, Framework, Owner, Place
 from gpufut.runtimes import StreamHandle
 
@@ -237,16 +237,6 @@ def _is_shared(share: _Share) -> bool:
 # -- where arrays are ------------------------------------------------------------------------------
 
 
-_devices: Final[dict[int, Device]] = {}
-
-
-def _device(index: int) -> Device:
-    device = _devices.get(index)
-    if device is None:
-        device = _devices.setdefault(index, Device("cuda", index))
-    return device
-
-
 def _locate(array: Any) -> Place:
     pointer = _pointer_of(array)
     try:
@@ -256,10 +246,10 @@ def _locate(array: Any) -> Place:
             address = pointer.device_ctypes_pointer.value
             index = driver.pointer_device(address) if address else None
             if index is not None:
-                return _NUMBA, _device(index)
+                return _NUMBA, cuda_device(index)
             if address and driver.pointer_kind(address) == "pinned":
                 return _NUMBA, None
-        return _NUMBA, _device(pointer.context.device.id)
+        return _NUMBA, cuda_device(pointer.context.device.id)
     except ReferenceError as error:
         raise ValueError(
             f"the value holds a Numba {type(array).__name__} without memory: its context has been "

@@ -202,7 +202,9 @@ class Point:
 def _is_unsupported(error: RuntimeError) -> bool:
     """Whether torch says that a type of device lacks something, rather than that it failed.
 
-    Backends leave out what they like; torch's own part answers for them, in these words.
+    Backends leave out what they like; torch's own part answers for them. It raises Python's
+    NotImplementedError for an operator that a device lacks, and a plain RuntimeError with these
+    words for its events (c10/core/impl/DeviceGuardImplInterface.h), which nothing else marks.
     """
     return isinstance(error, NotImplementedError) or "doesn't support" in str(error)
 

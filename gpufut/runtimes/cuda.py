@@ -10,6 +10,7 @@ libraries also call 0, and 2 the calling thread's own default stream.
 
 from __future__ import annotations
 
+import abc
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -45,7 +46,7 @@ _CAPTURE_UNSUPPORTED: Final = 900
 _CAPTURE_IMPLICIT: Final = 906
 
 
-class CudaRuntime:
+class CudaRuntime(abc.ABC):
     """What is the same whichever library makes the calls.
 
     Captures. CUDA's rules distinguish calls that are safe during a capture, as recording and
@@ -65,18 +66,21 @@ class CudaRuntime:
 
     # -- what a library has to say -----------------------------------------------------------------
 
+    @abc.abstractmethod
     def _event_finished(self, event: Any) -> bool:
-        raise NotImplementedError
+        """True if the event has come, False if not yet; the library's error otherwise."""
 
+    @abc.abstractmethod
     def _stream_finished(self, device: int, stream: StreamHandle) -> bool:
-        raise NotImplementedError
+        """Likewise of all that is on the stream."""
 
+    @abc.abstractmethod
     def _is_capturing(self, device: int, stream: StreamHandle) -> bool:
-        raise NotImplementedError
+        """Whether the stream is being captured; the library's error if it cannot be known."""
 
+    @abc.abstractmethod
     def _event_number(self, event: Any) -> int:
         """The integer of the ``cudaEvent_t``."""
-        raise NotImplementedError
 
     # -- handles -----------------------------------------------------------------------------------
 

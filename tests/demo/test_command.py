@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from gpufut import Future
 from gpufut.cli import main
 from gpufut.demo import command, filters, stages
 from gpufut.demo.world import SimWorld
+from tests.worlds import until
 
 
 @pytest.fixture
@@ -259,8 +259,8 @@ def test_ctrl_c_ends_the_demo_without_a_traceback(tmp_path):
         [sys.executable, "-m", "gpufut", "demo", "--output", str(output), "--max-side", "1500"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while process.poll() is None and not output.exists():
-        time.sleep(0.02)  # until the imports are done, the interpreter itself would report Ctrl-C
+    # Until the imports are done, the interpreter itself would report Ctrl-C.
+    until(lambda: process.poll() is not None or output.exists(), "the demo's first output")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
 

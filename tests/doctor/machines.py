@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from uuid import UUID
+
+from tests.worlds import until
 
 GIB = 2**30
 ONE = "11111111-2222-3333-4444-555555555501"
@@ -233,9 +234,6 @@ def runs(pid: int) -> bool:
         return False
 
 
-def ends(pid: int, seconds: float = 10.0) -> bool:
-    """Whether a process that was killed ends, as it may take its time to do."""
-    last = time.monotonic() + seconds
-    while runs(pid) and time.monotonic() < last:
-        time.sleep(0.001)
-    return not runs(pid)
+def until_ended(pid: int) -> None:
+    """Return when a process that was killed has ended, as it may take its time to do."""
+    until(lambda: not runs(pid), f"the end of process {pid}")

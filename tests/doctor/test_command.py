@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -25,9 +24,10 @@ from tests.doctor.machines import (
     FakeGpu,
     FakeNvml,
     Refused,
-    ends,
     lost_gpu,
+    until_ended,
 )
+from tests.worlds import until
 
 TORCH = Library(
     "torch", True, True, "2.11.0+cu130", "CUDA 13.0", "cuda", 1, "legacy",
@@ -475,11 +475,10 @@ def test_ctrl_c_ends_the_doctor_and_all_that_it_has_started(tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while process.poll() is None and not (tmp_path / "pid").exists():
-        time.sleep(0.01)
+    until(lambda: process.poll() is not None or (tmp_path / "pid").exists(), "the child")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
 
     assert (process.returncode, out) == (130, "")
     assert err == "gpufut doctor: interrupted\n"
-    assert ends(int((tmp_path / "pid").read_text()))
+    until_ended(int((tmp_path / "pid").read_text()))

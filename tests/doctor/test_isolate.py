@@ -11,7 +11,7 @@ import pytest
 from gpufut.doctor import isolate
 from gpufut.doctor.facts import Management
 from gpufut.doctor.isolate import ask
-from tests.doctor.machines import ends, runs
+from tests.doctor.machines import runs, until_ended
 
 ENOUGH = 40.0  # seconds for what ends by itself
 
@@ -94,7 +94,7 @@ def test_a_process_that_hangs_is_ended_and_the_others_have_answered(nvml_is, tmp
 
     assert hung == "no answer within 3 s"
     assert isinstance(answered, dict)
-    assert ends(int((tmp_path / "pid").read_text()))
+    until_ended(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.usefixtures("out_of_patience")
@@ -102,7 +102,7 @@ def test_what_a_hanging_process_had_started_ends_with_it(nvml_is, tmp_path):
     nvml_is("import os\nif os.fork(): os.wait()\n" + HANGS)
     ask([("nvml",)], 3.0)
 
-    assert ends(int((tmp_path / "pid").read_text()))
+    until_ended(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.usefixtures("out_of_patience")
@@ -130,4 +130,4 @@ def test_an_interrupt_ends_the_processes(nvml_is, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         ask([("nvml",)], ENOUGH)
 
-    assert ends(int((tmp_path / "pid").read_text()))
+    until_ended(int((tmp_path / "pid").read_text()))

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.worlds import until
+
 pytestmark = pytest.mark.cuda
 
 ROOT = Path(__file__).parents[2]
@@ -195,8 +197,7 @@ def test_how_long_a_sleeping_host_takes_to_wake(torch, facts, gate):
 
     thread = threading.Thread(target=wait)
     thread.start()
-    while not gate.reached:
-        time.sleep(0.001)
+    until(lambda: gate.reached, "the stream at its gate")
     opened = time.perf_counter()
     gate.open()
     thread.join()

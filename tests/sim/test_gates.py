@@ -9,6 +9,7 @@ import time
 import pytest
 
 from gpufut import sim
+from tests.worlds import until
 
 
 def test_a_held_stream_makes_no_progress_until_the_gate_opens(any_machine):
@@ -59,8 +60,7 @@ def test_a_host_thread_behind_a_gate_sleeps_until_another_opens_it(any_machine):
     thread.start()
     # The counter is raised under the lock, which the thread gives up only to sleep: once it shows
     # here, the thread sleeps, and the lock is free.
-    while not any_machine.stats.host_syncs:
-        time.sleep(0.001)
+    until(lambda: any_machine.stats.host_syncs, "the sleep of the thread")
     stream.launch(lambda: None)
     gate.open()
     thread.join(3)  # less than it takes the gate to open itself
