@@ -79,9 +79,9 @@ def find(value: object) -> list[Found]:
     found: list[Found] = []
     # id -> object, of what was found or looked into. Holding the objects keeps the ids theirs.
     seen: dict[int, object] = {}
-    todo: list[Iterable[Any]] = [(value,)]
-    while todo:
-        for item in todo.pop():
+    unread: list[Iterable[Any]] = [(value,)]
+    while unread:
+        for item in unread.pop():
             kind = type(item)
             try:
                 test = HOST_TESTS.get(kind)
@@ -96,15 +96,15 @@ def find(value: object) -> list[Found]:
                 children = _children.get(kind)
                 if children is None:
                     _learn(kind)
-                    todo.append((item,))
+                    unread.append((item,))
                     continue
                 seen[key] = item
                 try:
-                    todo.append(children(item))
+                    unread.append(children(item))
                 except _ItselfAnArrayError:
                     place = locate_by_protocol(item)
                     if place is None:
-                        todo.append(_attributes_descriptor(kind).__get__(item).values())
+                        unread.append(_attributes_descriptor(kind).__get__(item).values())
                     else:
                         found.append((*place, item))
                 except Exception:  # what cannot be looked into holds no array that we know of

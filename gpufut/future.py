@@ -1073,14 +1073,14 @@ def _follows(future: Future[Any], roots: Iterable[object]) -> bool:
 
     Looks no further than a few thousand futures: a sure answer is not worth more.
     """
-    todo = [root for root in roots if isinstance(root, Future)]
-    for looked_at, root in enumerate(todo):
+    reached = [root for root in roots if isinstance(root, Future)]
+    for looked_at, root in enumerate(reached):
         if root is future:
             return True
         if looked_at > 4096:
             break
         # `then` and what follows from it; a collected future may complete by another way.
-        todo += [target for how, target, _ in list(root._entries) if how in _FOLLOWING]
+        reached += [target for how, target, _ in list(root._entries) if how in _FOLLOWING]
     return False
 
 

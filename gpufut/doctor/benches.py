@@ -5,6 +5,7 @@ A machine without the CUDA toolkit can hand on arrays all the same.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -72,7 +73,25 @@ class TorchBench:
         return array.cpu().numpy()
 
 
-class CupyBench:
+class _Copying(abc.ABC):
+    """A bench that makes do with copies, which need no compiler."""
+
+    _filled: Any
+    _scratch: list[Any]
+
+    @abc.abstractmethod
+    def copy(self, source: Any, target: Any) -> None:
+        """As `Bench.copy`."""
+
+    def delay(self) -> None:
+        for _ in range(DELAY_TIMES):
+            self.copy(*self._scratch)
+
+    def fill(self, array: Any) -> None:
+        self.copy(self._filled, array)
+
+
+class CupyBench(_Copying):
     """Arrays of CuPy. Only copies: its fills are compiled when they are first used."""
 
     def __init__(self, device: Device) -> None:
@@ -90,13 +109,6 @@ class CupyBench:
         self._cupy.cuda.runtime.deviceSynchronize()
         return array
 
-    def delay(self) -> None:
-        for _ in range(DELAY_TIMES):
-            self.copy(*self._scratch)
-
-    def fill(self, array: Any) -> None:
-        self.copy(self._filled, array)
-
     def copy(self, source: Any, target: Any) -> None:
         stream = self._cupy.cuda.get_current_stream().ptr
         self._cupy.cuda.runtime.memcpyAsync(
@@ -110,7 +122,7 @@ class CupyBench:
 _ANY_DIRECTION: Final = 4  # of a copy: the driver finds out
 
 
-class NumbaBench:
+class NumbaBench(_Copying):
     """Device arrays of Numba, which has no current stream: each call takes gpufut's."""
 
     def __init__(self, device: Device) -> None:
@@ -127,13 +139,6 @@ class NumbaBench:
         array = self._cuda.to_device(self._zeros)
         self._cuda.synchronize()
         return array
-
-    def delay(self) -> None:
-        for _ in range(DELAY_TIMES):
-            self.copy(*self._scratch)
-
-    def fill(self, array: Any) -> None:
-        self.copy(self._filled, array)
 
     def copy(self, source: Any, target: Any) -> None:
         target.copy_to_device(source, stream=current_stream(self._device))

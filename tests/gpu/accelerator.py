@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import pytest
 
 import gpufut
-from tests.gpu.world import streams_of_gpufut, streams_used_again
+from tests.gpu.world import TorchArrays, streams_of_gpufut, streams_used_again
 from tests.worlds import ELEMENTS, Gate, World
 
 __all__ = ["AcceleratorWorld", "why_absent"]
@@ -35,13 +35,8 @@ def why_absent(kind: str) -> str | None:
     return None if torch.accelerator.device_count() else "torch finds no such device"
 
 
-class AcceleratorLibrary:
+class AcceleratorLibrary(TorchArrays):
     """torch, on an accelerator."""
-
-    name = "torch"
-    is_told_of_streams = True
-    says_whose_memory_it_is = True
-    has_current_stream = True
 
     def __init__(self, kind: str) -> None:
         import torch
@@ -79,30 +74,6 @@ class AcceleratorLibrary:
         for number in range(_REPEATS if seconds > 1e-4 else 0):
             array.fill_(float(number))
         array.fill_(value)
-
-    def add(self, array: Any, term: float) -> Any:
-        return array + term
-
-    def copy(self, target: Any, source: Any) -> None:
-        target.copy_(source, non_blocking=True)
-
-    def pinned(self) -> Any:
-        return self._torch.empty(ELEMENTS, dtype=self._torch.float32, pin_memory=True)
-
-    def read(self, array: Any) -> set[float]:
-        return set(array.cpu().tolist())
-
-    def read_pinned(self, array: Any) -> set[float]:
-        return set(array.tolist())
-
-    def view(self, array: Any) -> Any:
-        return array.view(-1)
-
-    def memory(self, array: Any) -> object:
-        return array.untyped_storage()
-
-    def place(self, array: Any) -> object:
-        return array.data_ptr()
 
     def _device(self, index: int) -> Any:
         return self._torch.device(self._kind, index)

@@ -41,13 +41,42 @@ class Kernels(Protocol):
         """``y = a * x + y``."""
 
 
-class TorchLibrary:
-    """torch, through tensors on `cuda`."""
+class TorchArrays:
+    """What tensors offer on every device."""
 
     name = "torch"
     is_told_of_streams = True
     says_whose_memory_it_is = True
     has_current_stream = True
+    _torch: Any
+
+    def add(self, array: Any, term: float) -> Any:
+        return array + term
+
+    def copy(self, target: Any, source: Any) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def pinned(self) -> Any:
+        return self._torch.empty(ELEMENTS, dtype=self._torch.float32, pin_memory=True)
+
+    def read(self, array: Any) -> set[float]:
+        return set(array.cpu().tolist())
+
+    def read_pinned(self, array: Any) -> set[float]:
+        return set(array.tolist())
+
+    def view(self, array: Any) -> Any:
+        return array.view(-1)
+
+    def memory(self, array: Any) -> object:
+        return array.untyped_storage()
+
+    def place(self, array: Any) -> object:
+        return array.data_ptr()
+
+
+class TorchLibrary(TorchArrays):
+    """torch, through tensors on `cuda`."""
 
     def __init__(self, kernels: Kernels) -> None:
         import torch
@@ -89,30 +118,6 @@ class TorchLibrary:
         with self.on_device(array.device.index):
             _spin(self._kernels, seconds, self.current(array.device.index))
         array.fill_(value)
-
-    def add(self, array: Any, term: float) -> Any:
-        return array + term
-
-    def copy(self, target: Any, source: Any) -> None:
-        target.copy_(source, non_blocking=True)
-
-    def pinned(self) -> Any:
-        return self._torch.empty(ELEMENTS, dtype=self._torch.float32, pin_memory=True)
-
-    def read(self, array: Any) -> set[float]:
-        return set(array.cpu().tolist())
-
-    def read_pinned(self, array: Any) -> set[float]:
-        return set(array.tolist())
-
-    def view(self, array: Any) -> Any:
-        return array.view(-1)
-
-    def memory(self, array: Any) -> object:
-        return array.untyped_storage()
-
-    def place(self, array: Any) -> object:
-        return array.data_ptr()
 
     def synchronize(self, device: int) -> None:
         self._torch.cuda.synchronize(device)

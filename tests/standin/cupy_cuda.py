@@ -18,7 +18,15 @@ import numpy as np
 from cupy.cuda.memory import MemoryPointer, UnownedMemory
 from cupy.cuda.pinned_memory import PinnedMemoryPointer
 
-from tests.standin.driver import INVALID_VALUE, NOT_READY, SUCCESS, CudaError, active, status_of
+from tests.standin.driver import (
+    INVALID_VALUE,
+    NOT_READY,
+    SUCCESS,
+    CudaError,
+    active,
+    raising,
+    status_of,
+)
 
 __all__ = ["patches"]
 
@@ -52,20 +60,7 @@ def _threads() -> _Threads:
 # -- cupy.cuda.runtime -----------------------------------------------------------------------------
 
 
-def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
-    """*function*, whose failures come as `cupy.cuda.runtime` raises them."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            code = status_of(error)
-            if code is None:
-                raise
-        raise _runtime.CUDARuntimeError(code)
-
-    return call
+_raising = raising(lambda code, _: _runtime.CUDARuntimeError(code))
 
 
 def _runtime_call(function: Callable[..., Any]) -> Callable[..., Any]:

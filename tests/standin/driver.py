@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import functools
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from gpufut.sim.capture import refuse_unsafe_locked
 from gpufut.sim.layout import Layout
 from gpufut.sim.memory import View
 
-__all__ = ["Cuda", "CudaError", "DriverLibrary", "activate", "active", "status_of"]
+__all__ = ["Cuda", "CudaError", "DriverLibrary", "activate", "active", "raising", "status_of"]
 
 SUCCESS = 0
 INVALID_VALUE = 1
@@ -63,6 +64,33 @@ def status_of(error: Exception) -> int | None:
     if isinstance(error, sim.InvalidHandleError):
         return INVALID_HANDLE
     return None
+
+
+def raising(
+    make: Callable[[int, str], Exception],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Have what a function of the driver's refuses come as a library reports it.
+
+    Args:
+        make: The library's error, from the status and what the machine said.
+    """
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                code = status_of(error)
+                if code is None:
+                    raise
+                text = f"status {code} ({error})"
+            # Not from the other: an error of C or C++ has no frames of Python behind it.
+            raise make(code, text)
+
+        return call
+
+    return wrap
 
 
 class _Stream(NamedTuple):

@@ -20,28 +20,14 @@ from numba import cuda as numba_cuda
 from numba.cuda.cudadrv import driver as numba_driver
 from numba.cuda.cudadrv.devicearray import DeviceNDArray, DeviceNDArrayBase
 
-from tests.standin.driver import active, status_of
+from tests.standin.driver import active, raising
 
 __all__ = ["Kernel", "patches"]
 
 _LEGACY, _PTDS = 1, 2
 
 
-def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
-    """*function*, whose failures come as Numba reports them."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            code = status_of(error)
-            if code is None:
-                raise
-            text = f"status {code} ({error})"
-        raise numba_driver.CudaAPIError(code, text)
-
-    return call
+_raising = raising(numba_driver.CudaAPIError)
 
 
 def _with_context(function: Callable[..., Any]) -> Callable[..., Any]:

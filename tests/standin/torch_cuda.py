@@ -10,14 +10,13 @@ import ctypes
 import functools
 import itertools
 import threading
-from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
 import torch
 
 from gpufut import sim
-from tests.standin.driver import active, status_of
+from tests.standin.driver import active, raising
 
 __all__ = ["patches"]
 
@@ -48,22 +47,7 @@ def _torch() -> _Torch:
     return found
 
 
-def _raising(function: Callable[..., Any]) -> Callable[..., Any]:
-    """*function*, whose failures come as torch reports them."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            code = status_of(error)
-            if code is None:
-                raise
-            text = f"CUDA error: status {code} ({error})"
-        # Not from the other: an error of C++ has no frames of Python behind it.
-        raise _error(code, text)
-
-    return call
+_raising = raising(lambda code, text: _error(code, f"CUDA error: {text}"))
 
 
 def _error(code: int, text: str) -> Exception:
