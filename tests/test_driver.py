@@ -102,7 +102,7 @@ def test_a_forked_child_is_told_so_also_if_its_parent_had_opened_the_driver():
 
     library = Library()
     driver.open_library = lambda: library
-    print(driver.device_count())
+    print(driver.device_count(), flush=True)  # or the child would print it too
     pid = os.fork()
     if pid == 0:
         library.status["cuInit"] = 3
