@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from gpufut.future import Collector, Future
 from gpufut.timeouts import deadline_after, seconds_until
@@ -27,7 +27,11 @@ def _checked(futures: Iterable[Future[T]], name: str) -> list[Future[T]]:
     return checked
 
 
-def collect_all(futures: Iterable[Future[T]]) -> Future[list[Future[T]]]:
+@overload
+def collect_all(futures: Iterable[Future[T]]) -> Future[list[Future[T]]]: ...
+@overload  # futures of several types
+def collect_all(futures: Iterable[Future[Any]]) -> Future[list[Future[Any]]]: ...
+def collect_all(futures: Iterable[Future[Any]]) -> Future[list[Future[Any]]]:
     """A future of the list of *futures*, complete when all of them are.
 
     Its value is the futures themselves, as in torch: call `wait` on each of them, which then
@@ -49,25 +53,35 @@ def collect_all(futures: Iterable[Future[T]]) -> Future[list[Future[T]]]:
     """
     checked = _checked(futures, "collect_all")
     if not checked:
-        empty: Future[list[Future[T]]] = Future()
+        empty: Future[list[Future[Any]]] = Future()
         empty.set_result([])
         return empty
     return Collector(checked, decided_by_success=False).collected
 
 
-def wait_all(futures: Iterable[Future[T]]) -> list[T]:
+@overload
+def wait_all(futures: Iterable[Future[T]], timeout: float | None = None) -> list[T]: ...
+@overload  # futures of several types
+def wait_all(futures: Iterable[Future[Any]], timeout: float | None = None) -> list[Any]: ...
+def wait_all(futures: Iterable[Future[Any]], timeout: float | None = None) -> list[Any]:
     """Wait for all of *futures*; return their values, ready for work on the current streams.
+
+    Args:
+        futures: gpufut futures; the same one may come several times.
+        timeout: Host seconds for all of them; None waits for ever, 0 only looks.
 
     Raises:
         TypeError: Something in the list is no gpufut future.
+        TimeoutError: Not all were complete in time.
         The first error among them, without waiting for the others.
 
     Streams: as `Future.wait`, for each of them.
     """
     checked = _checked(futures, "wait_all")
     try:
-        collect_all(checked).wait()
-        return [future.wait() for future in checked]
+        deadline = deadline_after(timeout)
+        collect_all(checked).wait(seconds_until(deadline))
+        return [future.wait(seconds_until(deadline)) for future in checked]
     finally:
         del futures, checked  # an error's traceback keeps this frame; it must not keep the futures
 

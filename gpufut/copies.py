@@ -57,14 +57,20 @@ def to_device(value: T, device: Device) -> T:
 
     def from_host(array: object) -> object:
         framework = framework_of(type(array), device.type)
-        return array if framework is None else framework.to_device(array, device.index)
+        if framework is None:
+            raise TypeError(
+                f"the value holds an array of type {type(array).__module__}."
+                f"{type(array).__qualname__} in host memory, whose library has none on {device}"
+            )
+        return framework.to_device(array, device.index)
 
     copying = _Copying(value, device, copied, from_host)
     made = copying.of(value)
     if not copying.arrays:
         raise TypeError(
             f"the value, of type {type(value).__name__}, holds no array that can be copied to "
-            f"{device}; a NumPy array belongs to no device library: wrap it with one in then()"
+            f"{device}; NumPy's belong to no device library: make them one's own first, as by "
+            "torch.from_numpy"
         )
     return made
 

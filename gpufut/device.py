@@ -39,9 +39,12 @@ class Device:
         if not isinstance(type, str) or not type:
             raise TypeError(f"a device type is a string such as 'cuda', got {type!r}")
         if index is None or type == "cpu":
+            hint = f"name one, as in '{type}:0'"
+            if ":" in type:
+                hint = "type and index are two arguments, as in Device('cuda', 0)"
             raise ValueError(
                 f"Expected devices to have indices, got {type}"
-                + ("" if type == "cpu" else f": name one, as in '{type}:0'")
+                + ("" if type == "cpu" else f": {hint}")
             )
         if isinstance(index, bool) or not isinstance(index, int):
             raise TypeError(f"a device index is an int, got {index!r}")

@@ -42,7 +42,7 @@ import threading
 import time
 from _thread import LockType, allocate_lock
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 
@@ -163,7 +163,9 @@ class Future(Generic[T]):
         """The value of a completed future, without any waiting, on the host or on a device.
 
         Inside a callback this is the way to the value: the callback's streams already wait for the
-        work behind it. Elsewhere use `wait`.
+        work behind it. Elsewhere use `wait`; so too inside a callback, for what only `wait` sees
+        to: pinned host arrays, which `to_host` gives and copies may still fill, and the futures in
+        the list of a `collect_all`.
 
         Raises:
             InvalidStateError: The future is pending.
@@ -302,7 +304,14 @@ class Future(Generic[T]):
         """Wait in asyncio: `await fut` is `wait()` that blocks no thread.
 
         On return the current streams of the event loop's thread wait for the value's work. Streams
-        belong to threads, not to tasks: make a stream current *after* the await, not around it.
+        belong to threads, not to tasks: one that is made current around an await is current for
+        every other task meanwhile. To work on another stream than the loop's, await first, make it
+        current then, and call `wait` under it, which returns at once::
+
+            await fut
+            with gpufut.stream(mine):
+                value = fut.wait()
+
         Cancelling the task does not cancel the future, which others may be waiting for.
         """
         if self._state == PENDING:
@@ -341,11 +350,13 @@ class Future(Generic[T]):
             streams: The streams on which the work was launched, if not the current ones: streams of
                 any framework, anything with ``__cuda_stream__``, or raw handles. A handle is taken
                 at its word: if it names no stream, the future fails with the driver's error.
-            arrays: The device arrays of *result*, named explicitly: nothing else is searched.
+            arrays: The device arrays of *result*, one or a list of them: nothing else is searched.
+                An empty list says that there is none, and consumers will wait for nothing.
 
         Raises:
             InvalidStateError: The future is complete already; its first outcome stands.
-            TypeError, ValueError: Something in *streams* is no stream; the future stays pending.
+            TypeError, ValueError: Something in *streams* is no stream, or *arrays* no array nor
+                list; the future stays pending.
 
         A value that breaks `devices=`, and a device that fails to record, do not raise here: they
         complete the future with the error, for the consumers to see.
@@ -468,8 +479,8 @@ class Future(Generic[T]):
         The child takes over value and device work of the returned future, not a future of a future.
 
         Raises:
-            TypeError: *callback* cannot be called. If it returns something else than a future, the
-                child fails with a `TypeError`.
+            TypeError: *callback* cannot be called. If it returns something else than a future, as
+                an `async` function does, the child fails with a `TypeError`.
         """
         if not callable(callback):
             raise _not_callable("then_async", callback)
@@ -550,7 +561,10 @@ class Future(Generic[T]):
             DeviceUnavailableError: There is no such device.
             What this future raises, and the device's errors.
         """
-        (target,) = declare([device])
+        try:
+            (target,) = declare([device])
+        except ValueError as error:
+            raise ValueError(f"{error}; for copies in host memory call to_host()") from None
         child: Future[T] = Future()
         self._notify((_copy, child, (target,)))
         return child
@@ -574,7 +588,7 @@ class Future(Generic[T]):
         try:
             if self._state == PENDING:
                 self._block(None)
-            array: Any = self.value()
+            array = self._dlpack_array()
             if self._state == FENCED:
                 return cast(Handoff, self._handoff).dlpack(array, stream, options)
             return array.__dlpack__(stream=stream, **options)
@@ -586,11 +600,19 @@ class Future(Generic[T]):
         try:
             if self._state == PENDING:
                 self._block(None)
-            array: Any = self.value()
-            place: tuple[int, int] = array.__dlpack_device__()
+            place: tuple[int, int] = self._dlpack_array().__dlpack_device__()
             return place
         finally:
             del self  # see `value`
+
+    def _dlpack_array(self) -> Any:
+        value = self.value()
+        if not hasattr(value, "__dlpack__"):
+            raise AttributeError(
+                f"the future's value, of type {type(value).__name__}, does not speak DLPack "
+                "(no __dlpack__); hand over a future of one array"
+            )
+        return value
 
     def remove_done_callback(self, callback: Callable[[Future[T]], object]) -> int:
         """Take back every registration of *callback* by `add_done_callback` that has not begun.
@@ -689,6 +711,8 @@ class Future(Generic[T]):
         except AttributeError:
             return False
         named = None if streams is None else resolve_streams(streams)
+        if isinstance(arrays, (int, float, complex, str, bytes)):
+            raise TypeError(f"arrays= takes device arrays of the value, as in [x]; got {arrays!r}")
         try:
             handoff = record(result, declared, named, arrays)
         except Exception as error:  # a wrong device, a failing driver: the consumers must know
@@ -761,9 +785,7 @@ class Future(Generic[T]):
                 else:
                     self._forget(entry)
                     if self._state == PENDING:
-                        raise TimeoutError(
-                            "the future was not complete in time; it is still pending"
-                        )
+                        raise TimeoutError(f"not complete in time: {self!r}")
             except BaseException:  # Ctrl-C
                 self._forget(entry)
                 raise
@@ -1149,7 +1171,11 @@ def _then_async(
         if not isinstance(inner, Future):
             raise TypeError(
                 f"the callback of then_async must return a gpufut.Future, got {_shortened(inner)}; "
-                "use then() for callbacks that return values"
+                + (
+                    "an async function needs an event loop: await the future there"
+                    if isinstance(inner, Coroutine)
+                    else "use then() for callbacks that return values"
+                )
             )
         if inner is child:
             raise DeadlockError("the callback of then_async returned the future it is to complete")

@@ -165,7 +165,8 @@ def planned(
             checks.append(Check(name, None, FAILED, "no library here has arrays on such a device"))
     for name in wanted or ():
         if name not in (*names, "sim:0"):
-            checks.append(Check(name, None, FAILED, driver.problem or "there is no such device"))
+            problem = driver.problem if name.startswith("cuda:") else None
+            checks.append(Check(name, None, FAILED, problem or "there is no such device"))
     if wanted is not None and not wanted and not names and _is_broken(driver, nvml, variables):
         checks.append(Check("cuda:0", None, FAILED, driver.problem or "CUDA sees no device"))
     return checks

@@ -39,7 +39,7 @@ def sections(report: Report) -> list[Section]:
     return [
         each
         for each in (
-            Section("Here", ("", ""), tuple(_here(report))),
+            Section("This machine", ("", ""), tuple(_here(report))),
             Section(
                 "Devices",
                 ("device", "NVML", "GiB free", "name", ""),
@@ -51,7 +51,7 @@ def sections(report: Report) -> list[Section]:
                 tuple(row for each in report.libraries for row in _library(report, each)),
             ),
             Section(
-                "Whose events: those of the uppermost library that a program has loaded",
+                "Whose streams and events gpufut uses: the uppermost's that a program has loaded",
                 ("library", "devices", "events of"),
                 tuple(
                     (each.library or "(any)", each.device_type, each.events)
@@ -79,7 +79,7 @@ def verdict(report: Report) -> str:
     failed = sum(each.result == FAILED for each in report.checks)
     skipped = sum(each.result == NOT_CHECKED for each in report.checks)
     if failed:
-        return f"{failed} of the hand-offs that were checked do not work."
+        return f"Hand-offs that do not work: {failed} of those that were checked."
     if any(each.result == OK and each.device != "sim:0" for each in report.checks):
         return "Hand-offs work on every device that was checked."
     if skipped:

@@ -203,6 +203,20 @@ def test_c13_then_async_whose_callback_returns_no_future_fails_and_says_what_to_
         completed().then_async(lambda done: returned).wait()
 
 
+def test_c13_then_async_whose_callback_is_an_async_function_says_that_it_needs_an_event_loop():
+    made = []
+
+    async def callback(done: Future[Any]) -> None: ...
+
+    def called(done: Future[Any]) -> Any:
+        made.append(callback(done))
+        return made[0]
+
+    with pytest.raises(TypeError, match="event loop"):
+        completed().then_async(called).wait()
+    made[0].close()
+
+
 def test_c13_then_does_not_flatten():
     inner = completed("inside")
 

@@ -295,6 +295,22 @@ def test_c19_wait_all_of_an_error_that_is_there_does_not_block():
     assert raised.value is error
 
 
+@pytest.mark.parametrize("timeout", [0, 0.01])
+def test_c19_wait_all_gives_up_after_its_timeout_and_says_so(timeout):
+    late = Future[int]()
+
+    with pytest.raises(TimeoutError):
+        wait_all([completed(), late], timeout)
+    late.set_result(2)
+    assert wait_all([completed(), late], timeout) == [1, 2]
+
+
+@pytest.mark.parametrize("timeout", [-1, "soon"])
+def test_c19_wait_all_refuses_a_timeout_that_makes_no_sense(timeout):
+    with pytest.raises((TypeError, ValueError), match="a timeout is"):
+        wait_all([completed()], timeout)
+
+
 def test_c19_wait_all_raises_cancelled_error_for_a_cancelled_future():
     gone = Future[int]()
     gone.cancel()

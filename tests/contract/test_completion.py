@@ -436,6 +436,15 @@ def test_c2_where_arrays_are_named_nothing_else_is_searched(world):
     assert events_of(0) == 0
 
 
+@pytest.mark.parametrize("wrong", [3, "x", 0.5, False])
+def test_c2_what_can_hold_no_array_is_refused_as_arrays(wrong):
+    future = Future[object]()
+
+    with pytest.raises(TypeError, match="arrays="):
+        future.set_result(1, arrays=wrong)
+    assert not future.done()
+
+
 @pytest.mark.needs("faults")
 @pytest.mark.parametrize("call", ["record", "create_event"])
 def test_c2_a_device_that_fails_to_record_fails_the_future_not_the_producer(world, call):

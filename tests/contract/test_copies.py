@@ -268,6 +268,11 @@ def test_c3_what_is_no_device_with_an_index_is_refused_at_once(wrong):
         Future[Any]().to(wrong)
 
 
+def test_c12_a_copy_to_the_cpu_is_called_to_host():
+    with pytest.raises(ValueError, match=r"to_host\(\)"):
+        Future[Any]().to("cpu")
+
+
 def test_c3_a_value_with_nothing_to_copy_to_a_device_is_refused(world):
     future = Future[Any]()
     future.set_result({"text": "no array"})
@@ -290,5 +295,5 @@ def test_c8_a_value_that_does_not_speak_dlpack_says_so():
     future = Future[Any]()
     future.set_result([1])
 
-    with pytest.raises(AttributeError, match="__dlpack"):
+    with pytest.raises(AttributeError, match="type list, does not speak DLPack"):
         np.from_dlpack(future)

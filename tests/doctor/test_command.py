@@ -129,7 +129,7 @@ def test_a_hand_off_that_fails_is_code_1(machine):
 
     assert code == 1
     assert "cuda:0  torch     failed  ArithmeticError: 7" in out
-    assert out.endswith("1 of the hand-offs that were checked do not work.\n")
+    assert out.endswith("Hand-offs that do not work: 1 of those that were checked.\n")
 
 
 def test_a_hand_off_that_fails_on_the_simulated_device_is_code_1(machine):
@@ -158,6 +158,14 @@ def test_a_device_that_is_not_there_is_code_1(machine):
 
     assert code == 1
     assert "there is no such device" in out
+
+
+def test_a_missing_simulated_device_is_not_put_down_to_the_driver(machine):
+    machine.has_driver(None)
+    code, out = machine.doctor("--check", "sim:5")
+
+    assert code == 1
+    assert re.search("sim:5 +- +failed +there is no such device", out)
 
 
 def test_no_gpu_is_code_0_even_if_all_are_to_be_checked(machine):

@@ -19,7 +19,7 @@ pytest.importorskip("torch", reason="torch is not installed; `make test` install
 
 import torch
 
-from gpufut import arrays, driver, runtimes
+from gpufut import Future, arrays, driver, runtimes, sim
 from gpufut.arrays import find
 from gpufut.device import Device
 from gpufut.errors import DeviceUnavailableError
@@ -96,6 +96,7 @@ class CudaPart:
 
     def __init__(self) -> None:
         self.initialized = True
+        self.available = True
         self.device = 0
         self.streams: dict[int, int] = {}  # device -> stream id
         self.contexts = {0, 1, 2}
@@ -134,11 +135,12 @@ class CudaPart:
         self.calls.append(f"remember {device}")
         return before
 
-    @contextlib.contextmanager
-    def current(self, device: int) -> Iterator[None]:
+    def on(self, device: int, function: Callable[..., Any], *arguments: Any) -> Any:
         before, self.device = self.device, device
-        yield
-        self.device = before
+        try:
+            return function(*arguments)
+        finally:
+            self.device = before
 
 
 class Elsewhere:
@@ -209,10 +211,11 @@ def part(monkeypatch: pytest.MonkeyPatch) -> CudaPart:
     for name in ("_has_Standard_Deleter", "_cuda_getAllocatorBackend"):
         monkeypatch.delattr(torch._C, name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_initialized", part.is_initialized)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: part.available)
     monkeypatch.setattr(torch.cuda, "init", part.init)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(driver, "has_context", lambda device: device in part.contexts)
-    monkeypatch.setattr(driver, "current", part.current)
+    monkeypatch.setattr(driver, "on", part.on)
     return part
 
 
@@ -260,11 +263,48 @@ def places(value: object) -> list[tuple[str, Device | None, Any]]:
 
 
 def kinds() -> list[str]:
-    return [framework.device_type for framework in adapter.ADAPTER.frameworks()]
+    fresh = adapter.TorchAdapter()
+    found = [each for kind in ("cuda", "xpu", NPU.type, "sim") for each in fresh.frameworks(kind)]
+    return [framework.device_type for framework in found]
 
 
-def test_a_build_for_the_cpu_has_no_framework(built_without):
+def test_a_build_for_the_cpu_has_no_framework(built_without, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asks for a driver"))
+
     assert kinds() == []
+
+
+def test_a_build_with_cuda_that_cannot_use_the_driver_is_left_out_and_asked_once(part):
+    part.available = False
+    fresh = adapter.TorchAdapter()
+    assert list(fresh.frameworks("cuda")) == []
+
+    part.available = True  # which torch would not notice either
+    assert list(fresh.frameworks("cuda")) == []
+
+
+def test_a_build_with_cuda_that_is_in_use_is_not_asked_again(part):
+    fresh = adapter.TorchAdapter()
+    assert list(fresh.frameworks("cuda")) == [adapter._CUDA]
+
+    part.available = False
+    assert list(fresh.frameworks("cuda")) == [adapter._CUDA]
+
+
+def test_a_warning_that_says_why_the_driver_cannot_be_used_does_no_harm(part, monkeypatch):
+    def is_available() -> bool:
+        warnings.warn("CUDA initialization: the driver is too old", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+
+    assert kinds() == []  # although warnings are errors here
+
+
+def test_for_another_type_of_device_cuda_is_not_asked(part, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asks for a driver"))
+
+    assert list(adapter.TorchAdapter().frameworks("sim")) == []
 
 
 def test_a_build_with_cuda_has_one_and_does_not_look_for_another_accelerator(part, monkeypatch):
@@ -277,7 +317,8 @@ def test_a_build_with_cuda_has_one_and_does_not_look_for_another_accelerator(par
 
 def test_torchs_accelerator_is_found_whatever_it_is_called(elsewhere):
     assert kinds() == ["xpu"]
-    assert adapter.ADAPTER.frameworks()[0] is adapter.ADAPTER.frameworks()[0]
+    first, again = (adapter.ADAPTER.frameworks("xpu")[0] for _ in range(2))
+    assert first is again
 
 
 def test_a_back_end_out_of_tree_may_stand_beside_cuda(part, monkeypatch):
@@ -1206,3 +1247,11 @@ def test_to_device_leaves_the_order_of_two_devices_to_torch(xpu, copies):
     to_meta(xpu).to_device(torch.empty(3, device="meta"), 0)
 
     assert copies == [("to", True)]
+
+
+def test_a_host_tensor_is_not_taken_for_copied_to_a_device_that_torch_knows_nothing_of():
+    future = Future[Any]()
+    future.set_result({"labels": torch.ones(2)})
+
+    with sim.Machine(), pytest.raises(TypeError, match=r"torch.Tensor in host memory.* sim:0"):
+        future.to("sim:0").wait()
