@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-EXAMPLE = re.search(r"```text\n(from numba.*?)```", README, re.DOTALL)
+EXAMPLE = re.search(r"```python\n(from numba.*?)```", README, re.DOTALL)
 IMPORTS = re.findall(
     r"from (\S+) import (\w+(?: as empty)?)(?=\n|\s+#)", EXAMPLE[1] if EXAMPLE else ""
 )
