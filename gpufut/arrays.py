@@ -7,7 +7,8 @@ object does while it is being looked at keeps the search from finishing.
 Looked into: tuples, lists, dicts (keys too), sets, deques, mapping proxies, dictionary views, named
 tuples, dataclasses, attrs and slots classes and other objects with attributes, partial functions,
 exceptions (their arguments), NumPy arrays of objects, the local variables of suspended generators,
-and every type given to `register_container`. Subclasses of containers: their items and attributes.
+modules of TorchScript, and every type given to `register_container`. Subclasses of containers:
+their items and attributes.
 
 Not looked into: modules, classes, functions, iterators, weak references, and other futures.
 """
@@ -24,12 +25,14 @@ from typing import Any, Final
 
 from gpufut.device import Device
 from gpufut.frameworks import (
+    CONTAINERS,
     INTERFACE,
     Framework,
     Place,
     array_type_of,
     locate_by_protocol,
     mro_of,
+    on_new_devices,
     root_of,
 )
 
@@ -159,6 +162,10 @@ def _forget_types() -> None:
     HOST_TYPES.intersection_update(_ALWAYS_HOST)
 
 
+# What was plain host memory to every library may be pinned now.
+on_new_devices(_forget_types)
+
+
 def _learn(kind: type) -> None:
     """Decide what to do with instances of *kind*."""
     if len(_children) + len(HOST_TESTS) + len(HOST_TYPES) > _MOST_TYPES:
@@ -195,7 +202,8 @@ def _children_of(kind: type) -> Children | None:
     if numpy is not None and issubclass(kind, (numpy.generic, numpy.dtype)):
         return _objects_in_record if issubclass(kind, numpy.void) else None
     mro = mro_of(kind)
-    parts: list[Children] = [children for base, children in _BASES.items() if base in mro]
+    known = (*_BASES.items(), *CONTAINERS.items())
+    parts: list[Children] = [children for base, children in known if base in mro]
     if numpy is not None and numpy.ndarray in mro:
         parts.append(partial(_inside_ndarray, numpy.ndarray))
     slots = [

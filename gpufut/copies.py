@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from gpufut.arrays import HOST_TESTS, HOST_TYPES, find
 from gpufut.device import Device
 from gpufut.frameworks import Framework, framework_of
+from gpufut.streams import current_handles, get_manager
 
 __all__ = ["to_device", "to_host"]
 
@@ -53,7 +54,10 @@ def to_device(value: T, device: Device) -> T:
                 f"the value holds an array on {at}, which cannot be copied to {device} directly: "
                 "copy it to_host() first"
             )
-        return framework.to_device(array, device.index)
+        made = framework.to_device(array, device.index)
+        if at is None:
+            _hold(array, device)
+        return made
 
     def from_host(array: object) -> object:
         framework = framework_of(type(array), device.type)
@@ -73,6 +77,20 @@ def to_device(value: T, device: Device) -> T:
             "torch.from_numpy"
         )
     return made
+
+
+def _hold(array: object, device: Device) -> None:
+    """Keep pinned memory until the current streams of a device have passed.
+
+    The hand-off has done so if it knew of it. While the library that wraps the memory slept, nobody
+    did: as torch does until it is used, over memory that is another library's.
+    """
+    manager = get_manager()
+    for framework, _, pinned in find(array):
+        for handle in current_handles(device):
+            owner = framework.keep_memory(pinned, device.index, handle)
+            if owner is not None:
+                manager.holds.keep(owner, manager.lane(device), handle)
 
 
 class _Copying:

@@ -13,11 +13,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from ctypes import byref, c_char_p, c_int, c_uint, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from gpufut.errors import DeviceUnavailableError, ForkError
 
@@ -31,13 +30,13 @@ __all__ = [
     "capture_id",
     "capture_mode_exchanger",
     "create_stream",
-    "current",
     "device_count",
     "failure",
     "forget",
     "has_context",
     "has_current_context",
     "is_rocm",
+    "on",
     "open_library",
     "pointer_device",
     "pointer_kind",
@@ -47,6 +46,8 @@ __all__ = [
     "thread_capture_mode",
     "version",
 ]
+
+T = TypeVar("T")
 
 # How a thread takes part in captures: whether calls that are unsafe while a graph is being captured
 # are refused during captures of any thread, during its own, or never.
@@ -265,11 +266,13 @@ class _Driver:
             context = self._contexts.setdefault(device, made.value or 0)
         return context
 
-    @contextmanager
-    def inside(self, context: int) -> Iterator[None]:
-        """Make a context the calling thread's, and the former again: also none at all.
+    def inside(self, context: int, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a context, and make the thread's former one current: also none at all.
 
         Unlike choosing the former device, which would create a context there if it has none.
+
+        No context manager: a signal may strike on the way into its ``__exit__``, and what that is
+        to undo would stay. What is called here in the end is no function of Python's.
         """
         before = c_void_p()
         self.call("cuCtxGetCurrent", byref(before))
@@ -278,7 +281,7 @@ class _Driver:
             status = set_current(c_void_p(context))
             if status:
                 raise self.error(status, "cuCtxSetCurrent")
-            yield
+            return function(*arguments)
         finally:
             set_current(before)
 
@@ -289,8 +292,7 @@ class _Driver:
         if status == _INVALID_CONTEXT:  # a thread that has not used the driver yet
             for device in range(self.device_count()):
                 if self.has_context(device):
-                    with self.inside(self.context(device)):
-                        return function(*arguments)
+                    return self.inside(self.context(device), function, *arguments)
         return status
 
     def device_count(self) -> int:
@@ -374,16 +376,14 @@ def has_current_context() -> bool:
     return context.value is not None
 
 
-@contextmanager
-def current(device: int) -> Iterator[None]:
-    """Make a device current for the calling thread, and then again what was.
+def on(device: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function with a device current for the calling thread; then what was is so again.
 
     Creates the device's context if there is none, and no other: a thread that had no context has
     none afterwards. For the runtime library the current context's device is the current one.
     """
     driver = _started()
-    with driver.inside(driver.context(device)):
-        yield
+    return driver.inside(driver.context(device), function, *arguments)
 
 
 # -- streams ---------------------------------------------------------------------------------------
@@ -399,8 +399,8 @@ def create_stream(device: int, priority: int) -> int:
     driver = _started()
     stream = c_void_p()
     priority = max(-1000, min(priority, 1000))  # what no C int holds would come out as another
-    with current(device), relaxed():
-        driver.call("cuStreamCreateWithPriority", byref(stream), _NON_BLOCKING, priority)
+    name = "cuStreamCreateWithPriority"
+    on(device, relaxed, driver.call, name, byref(stream), _NON_BLOCKING, priority)
     return stream.value or 0
 
 
@@ -424,8 +424,7 @@ def stream_device(handle: int) -> int:
     except AttributeError:  # before CUDA 12.8
         context = c_void_p()
         driver.call("cuStreamGetCtx", c_void_p(handle), byref(context))
-        with driver.inside(context.value or 0):
-            driver.call("cuCtxGetDevice", byref(device))
+        driver.inside(context.value or 0, driver.call, "cuCtxGetDevice", byref(device))
         return device.value
     if status:
         raise driver.error(status, "cuStreamGetDevice")
@@ -444,8 +443,7 @@ def stream_error(device: int) -> int:
         stream = driver.probes.get(device)
         if stream is None:
             stream = driver.probes.setdefault(device, create_stream(device, 0))
-        with current(device), relaxed():
-            status = driver.function("cuStreamQuery")(c_void_p(stream))
+        status = on(device, relaxed, driver.function("cuStreamQuery"), c_void_p(stream))
     except DriverError as error:
         return error.code
     return _SUCCESS if status == _NOT_READY else status
@@ -463,11 +461,11 @@ def capture_id(device: int, handle: int) -> int | None:
     """
     driver = _started()
     status, number = c_int(), c_uint64()
-    with current(device):
-        driver.call(
-            "cuStreamGetCaptureInfo_v2", c_void_p(handle), byref(status), byref(number),
-            None, None, None,
-        )  # fmt: skip
+    on(
+        device, driver.call,
+        "cuStreamGetCaptureInfo_v2", c_void_p(handle), byref(status), byref(number),
+        None, None, None,
+    )  # fmt: skip
     if status.value > 1:
         raise driver.error(_CAPTURE_INVALIDATED, "cuStreamGetCaptureInfo")
     return number.value if status.value else None
@@ -483,9 +481,8 @@ def thread_capture_mode(mode: int) -> int:
     return exchanged.value
 
 
-@contextmanager
-def relaxed() -> Iterator[None]:
-    """Let the calling thread make calls that a capture, its own or another thread's, would refuse.
+def relaxed(function: Callable[..., T], *arguments: Any) -> T:
+    """Make a call that a capture, the calling thread's or another one's, would refuse.
 
     Not even a refused call would leave the capture intact.
     """
@@ -493,13 +490,13 @@ def relaxed() -> Iterator[None]:
     mode = byref(c_int(RELAXED))
     try:
         exchange(mode)  # and *mode* is the former one
-        yield
+        return function(*arguments)
     finally:
         exchange(mode)
 
 
 def capture_mode_exchanger() -> Callable[[object], object]:
-    """The C function behind `relaxed`, for those to whom a context manager is too slow."""
+    """The C function behind `relaxed`, for those who make such calls all the time."""
     return _started().exchange_mode
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -165,14 +168,20 @@ def test_the_driver_is_started_once(library):
 
 
 @pytest.mark.parametrize("before", [None, 0, 1])
-def test_current_restores_what_was_current_even_if_that_was_nothing(library, before):
+def test_on_restores_what_was_current_even_if_that_was_nothing(library, before):
+    def fail() -> None:
+        raise ZeroDivisionError(library.device)
+
+    def look() -> str:
+        assert library.device == 1
+        assert driver.has_current_context()
+        with pytest.raises(ZeroDivisionError, match=r"^0$"):
+            driver.on(0, fail)
+        assert library.device == 1
+        return "seen"
+
     def use() -> None:
-        with driver.current(1):
-            assert library.device == 1
-            assert driver.has_current_context()
-            with pytest.raises(ZeroDivisionError, match=r"^0$"), driver.current(0):
-                raise ZeroDivisionError(library.device)
-            assert library.device == 1
+        assert driver.on(1, look) == "seen"
         assert library.device == before
 
     if before is None:
@@ -194,8 +203,8 @@ def test_a_context_is_retained_once_for_good(library):
 def test_a_context_that_cannot_be_made_current_raises_and_changes_nothing(library):
     with library.at(0):
         library.status["cuCtxSetCurrent"] = 709
-        with pytest.raises(DriverError, match="709"), driver.current(1):
-            pytest.fail("entered")
+        with pytest.raises(DriverError, match="709"):
+            driver.on(1, pytest.fail, "called")
 
         assert library.device == 0
 
@@ -368,11 +377,16 @@ def test_a_mode_that_is_refused_is_an_error(library):
 
 
 def test_relaxed_nests_and_is_undone_by_an_error(library):
-    driver.thread_capture_mode(THREAD_LOCAL)
-    with driver.relaxed():
-        with pytest.raises(KeyboardInterrupt, match="2"), driver.relaxed():
-            raise KeyboardInterrupt(library.thread.mode)
+    def fail() -> None:
+        raise KeyboardInterrupt(library.thread.mode)
+
+    def use() -> None:
+        with pytest.raises(KeyboardInterrupt, match="2"):
+            driver.relaxed(fail)
         assert library.thread.mode == RELAXED
+
+    driver.thread_capture_mode(THREAD_LOCAL)
+    driver.relaxed(use)
 
     assert library.thread.mode == THREAD_LOCAL
 
@@ -533,35 +547,72 @@ CUresult cuGetErrorName(CUresult error, const char **name)
 BIG = 0x7F0123456789
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_arguments_and_answers_pass_through_ctypes_whole(tmp_path, monkeypatch):
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A driver in C."""
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
     source, binary = tmp_path / "cuda.c", tmp_path / "cuda.so"
     source.write_text(C_LIBRARY)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", binary, source], check=True)
     monkeypatch.setattr(driver, "open_library", lambda: ctypes.CDLL(str(binary)))
     driver.forget()
+    yield
+    driver.forget()
+
+
+def test_arguments_and_answers_pass_through_ctypes_whole(compiled):
+    assert driver.version() == 13020
+    assert driver.device_count() == 2
+    assert [driver.has_context(device) for device in (0, 1)] == [False, True]
+    assert not driver.has_current_context()
+    assert driver.on(1, driver.has_current_context)
+    assert driver.on(1, driver.stream_device, 2) == 1
+    assert driver.stream_device(BIG) == 1
+    with pytest.raises(DriverError, match=r"CUDA_ERROR_INVALID_HANDLE \(400\)"):
+        driver.stream_device(BIG + 2)
+    assert driver.create_stream(1, -2) == BIG + 2 - 4  # relaxed, non-blocking, priority
+    assert driver.create_stream(1, 5) == BIG + 2 + 10
+    assert driver.stream_error(1) == 0
+    assert driver.capture_id(1, BIG) == BIG + 1
+    assert driver.thread_capture_mode(THREAD_LOCAL) == GLOBAL
+    assert driver.relaxed(driver.thread_capture_mode, RELAXED) == RELAXED
+    assert driver.thread_capture_mode(GLOBAL) == THREAD_LOCAL
+    assert driver.pointer_kind(BIG) == "device"
+    assert driver.pointer_device(BIG) == 1
+    assert driver.pointer_device(BIG + 1) is None
+    assert not driver.has_current_context()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("call", [driver.on, driver.relaxed], ids=["on", "relaxed"])
+def test_a_signal_that_strikes_anywhere_leaves_the_thread_as_it_was(compiled, call):
+    """The interpreter itself decides where, as on the way into a function."""
+    arguments = (1, len, "") if call is driver.on else (len, "")
+    call(*arguments)
+    random = Random(7)
+    is_armed = False
+    struck = changed = 0
+
+    def strike(*_: object) -> None:
+        if is_armed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, strike)
     try:
-        assert driver.version() == 13020
-        assert driver.device_count() == 2
-        assert [driver.has_context(device) for device in (0, 1)] == [False, True]
-        assert not driver.has_current_context()
-        with driver.current(1):
-            assert driver.has_current_context()
-            assert driver.stream_device(2) == 1
-        assert driver.stream_device(BIG) == 1
-        with pytest.raises(DriverError, match=r"CUDA_ERROR_INVALID_HANDLE \(400\)"):
-            driver.stream_device(BIG + 2)
-        assert driver.create_stream(1, -2) == BIG + 2 - 4  # relaxed, non-blocking, priority
-        assert driver.create_stream(1, 5) == BIG + 2 + 10
-        assert driver.stream_error(1) == 0
-        assert driver.capture_id(1, BIG) == BIG + 1
-        assert driver.thread_capture_mode(THREAD_LOCAL) == GLOBAL
-        with driver.relaxed():
-            assert driver.thread_capture_mode(RELAXED) == RELAXED
-        assert driver.thread_capture_mode(GLOBAL) == THREAD_LOCAL
-        assert driver.pointer_kind(BIG) == "device"
-        assert driver.pointer_device(BIG) == 1
-        assert driver.pointer_device(BIG + 1) is None
-        assert not driver.has_current_context()
+        while struck < 500:
+            try:
+                is_armed = True
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(20e-6, 200e-6))
+                while True:
+                    call(*arguments)
+            except KeyboardInterrupt:  # what undoes it only when this has gone comes too late
+                is_armed = False
+                struck += 1
+                changed += driver.has_current_context() + driver.thread_capture_mode(GLOBAL)
     finally:
-        driver.forget()
+        is_armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    assert changed == 0

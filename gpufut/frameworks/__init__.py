@@ -17,6 +17,7 @@ from gpufut.device import Device
 from gpufut.runtimes import StreamHandle, on_reset
 
 __all__ = [
+    "CONTAINERS",
     "INTERFACE",
     "Adapter",
     "ArrayType",
@@ -29,6 +30,8 @@ __all__ = [
     "loaded",
     "locate_by_protocol",
     "mro_of",
+    "new_devices",
+    "on_new_devices",
     "root_of",
     "stream_of",
     "stream_types",
@@ -145,8 +148,8 @@ class ArrayType(NamedTuple):
 class Adapter(Protocol):
     """What the module of an adapter offers."""
 
-    def frameworks(self) -> Sequence[Framework]:
-        """Those of its frameworks that can be used now. Creates no context."""
+    def frameworks(self, device_type: str) -> Sequence[Framework]:
+        """Those of its frameworks that can be used now for a type of device. Creates no context."""
 
     def array_type(self, kind: type) -> ArrayType | None:
         """How to treat instances of *kind*; None if it is no array type of this adapter."""
@@ -168,6 +171,26 @@ _ADAPTERS: Final = {
 # For what none of them knows: anything that speaks a protocol of array exchange.
 _PROTOCOLS: Final = "gpufut.frameworks.interface"
 _loaded_adapters: dict[str, Adapter] = {}
+
+
+# Classes of frameworks that keep items where no attribute shows them, as in C, and how to get at
+# these. What is put in here holds for subclasses, whose attributes are looked at as well.
+CONTAINERS: Final[dict[type, Callable[[Any], Iterable[Any]]]] = {}
+
+
+# Who has decided something by the types of device that there are.
+_device_hooks: Final[list[Callable[[], object]]] = []
+
+
+def on_new_devices(hook: Callable[[], object]) -> None:
+    """Have *hook* called when a library is seen to work on a type of device that was not there."""
+    _device_hooks.append(hook)
+
+
+def new_devices() -> None:
+    """Tell everybody that there is a new type of device."""
+    for hook in _device_hooks:
+        hook()
 
 
 def adapter_of(root: str) -> Adapter | None:
@@ -244,20 +267,19 @@ def framework_of(kind: type, device_type: str) -> Framework | None:
     """The framework that puts arrays of a type on devices of a type; None if there is none."""
     for base in mro_of(kind):
         adapter = adapter_of(root_of(base))
-        if adapter is not None:
-            for framework in adapter.frameworks():
-                if framework.device_type == device_type:
-                    return framework
+        found = () if adapter is None else adapter.frameworks(device_type)
+        if found:
+            return found[0]
     return None
 
 
 def loaded(device_type: str) -> list[Framework]:
     """The frameworks that serve devices of a type and are loaded in this process."""
-    found = []
+    found: list[Framework] = []
     for root in _ADAPTERS:
         adapter = adapter_of(root)
         if adapter is not None:
-            found += [each for each in adapter.frameworks() if each.device_type == device_type]
+            found += adapter.frameworks(device_type)
     return found
 
 
@@ -266,9 +288,7 @@ def stream_types(device_type: str) -> tuple[type, ...]:
     found: tuple[type, ...] = ()
     for root in _ADAPTERS:
         adapter = adapter_of(root)
-        if adapter is not None and any(
-            each.device_type == device_type for each in adapter.frameworks()
-        ):
+        if adapter is not None and adapter.frameworks(device_type):
             found += adapter.stream_types()
     return found
 
@@ -291,7 +311,10 @@ def stream_of(stream: object) -> tuple[Device, StreamHandle] | None:
 # Stream objects of users, because those of most frameworks destroy their stream when they go. Its
 # handle would then be in the books of gpufut, and of allocators that were told of it: they record
 # on it when the memory is freed, and the driver may have given it to another stream.
-_kept_streams: Final[dict[tuple[Device, StreamHandle], object]] = {}
+#
+# Those that were used last come last. By their class too: what owns a stream and another library's
+# view of it have one handle, and the view must not take the place of the owner.
+_kept_streams: Final[dict[tuple[Device, StreamHandle, type], object]] = {}
 # Programs that make streams for ever do not keep all of them: a stream that lies so far back has
 # been left by what used it.
 _MOST_KEPT: Final = 1024
@@ -301,15 +324,15 @@ def keep_stream(
     device: Device, handle: StreamHandle, stream: object
 ) -> tuple[Device, StreamHandle]:
     """Keep a stream object, whose handle is going to be used, from being destroyed."""
-    place = device, handle
-    if _kept_streams.get(place) is not stream:
-        _kept_streams[place] = stream
-        while len(_kept_streams) > _MOST_KEPT:
-            try:
-                del _kept_streams[next(iter(_kept_streams))]
-            except (KeyError, RuntimeError, StopIteration):  # another thread does the same
-                break
-    return place
+    key = device, handle, type(stream)
+    _kept_streams.pop(key, None)
+    _kept_streams[key] = stream
+    while len(_kept_streams) > _MOST_KEPT:
+        try:
+            del _kept_streams[next(iter(_kept_streams))]
+        except (KeyError, RuntimeError, StopIteration):  # another thread does the same
+            break
+    return device, handle
 
 
 on_reset(_kept_streams.clear)

@@ -8,9 +8,8 @@ soon as nobody holds it, and cannot be told of other streams.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import cupy
 import cupyx
@@ -23,18 +22,17 @@ from gpufut.runtimes import StreamHandle
 
 __all__ = ["ADAPTER"]
 
+T = TypeVar("T")
 
-@contextmanager
-def _on(device: int) -> Iterator[None]:
-    """Make a device current, and then again the one that was.
+
+def _on(device: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function with a device current; then the one that was is so again.
 
     Not by CuPy's own `Device`: going back to a device that has no context would create one there.
     """
     if cuda.runtime.getDevice() == device:
-        yield
-    else:
-        with driver.current(device):
-            yield
+        return function(*arguments)
+    return driver.on(device, function, *arguments)
 
 
 class _Raw(NamedTuple):
@@ -69,6 +67,19 @@ class _Step:
         self.device = device
         self.stream = stream
         self.is_entered = False
+
+    def enter(self) -> None:
+        """Make it current; its device is."""
+        self.stream.__enter__()
+        self.is_entered = True
+
+    def leave(self) -> None:
+        """Make current what was before; its device is."""
+        if self.is_entered:
+            self.stream.use()  # user code may have used another one
+            self.is_entered = False
+        while cuda.get_current_stream(self.device) is self.stream:
+            self.stream.__exit__(None, None, None)  # again, if user code left one entered
 
 
 class _Saved:
@@ -120,9 +131,7 @@ class CuPy:
         for device, handle in streams.items():
             step = _Step(device, _stream(device, handle))
             steps.append(step)
-            with _on(device):
-                step.stream.__enter__()
-                step.is_entered = True
+            _on(device, step.enter)
 
     def restore_streams(self, saved: object) -> None:
         before = cast(_Saved, saved)
@@ -132,8 +141,7 @@ class CuPy:
         # What was entered before us is current again; what was made current by `use()` is not.
         for device, stream in before.streams.items():
             if cuda.get_current_stream(device) is not stream:
-                with _on(device):
-                    stream.use()
+                _on(device, stream.use)
         # Only user code has switched it. Nobody can mean a device that has no context: going back
         # would create one.
         if cuda.runtime.getDevice() != before.device and driver.has_context(before.device):
@@ -148,60 +156,58 @@ class CuPy:
 
     def to_host(self, array: object) -> object:
         source = _checked(array)
-        device = source.data.device_id
-        with _on(device):
-            if not source.flags.forc:
-                source = cupy.ascontiguousarray(source)
-            order = "C" if source.flags.c_contiguous else "F"
-            target = cupyx.empty_pinned(source.shape, source.dtype, order)
-            if source.nbytes:
-                # Not by `get()`, which chooses devices as `Device` does.
-                cuda.runtime.memcpyAsync(
-                    target.ctypes.data,
-                    source.data.ptr,
-                    source.nbytes,
-                    cuda.runtime.memcpyDeviceToHost,
-                    self.current_stream(device),
-                )
+        return _on(source.data.device_id, self._to_host, source)
+
+    def _to_host(self, source: Any) -> object:
+        if not source.flags.forc:
+            source = cupy.ascontiguousarray(source)
+        order = "C" if source.flags.c_contiguous else "F"
+        target = cupyx.empty_pinned(source.shape, source.dtype, order)
+        if source.nbytes:
+            # Not by `get()`, which chooses devices as `Device` does.
+            cuda.runtime.memcpyAsync(
+                target.ctypes.data,
+                source.data.ptr,
+                source.nbytes,
+                cuda.runtime.memcpyDeviceToHost,
+                self.current_stream(source.data.device_id),
+            )
         return target
 
     def to_device(self, array: object, device: int) -> object:
         if not isinstance(array, cupy.ndarray):
-            with _on(device):
-                return cupy.array(_checked(array))  # holds page-locked memory until it was read
+            # Which holds page-locked memory until it was read.
+            return _on(device, cupy.array, _checked(array))
         of = array.data.device_id
-        with _on(of):
-            source = array if array.flags.forc else cupy.ascontiguousarray(array)
+        source = array if array.flags.forc else _on(of, cupy.ascontiguousarray, array)
         order = "C" if source.flags.c_contiguous else "F"
-        with _on(device):
-            target = cupy.empty(source.shape, source.dtype, order)
+        target = _on(device, cupy.empty, source.shape, source.dtype, order)
         if source.nbytes:
             # Where the source lies, after both, before the rest. The target's memory is as good as
             # free only for its own stream.
             self._order(of, after=device)
-            with _on(of):
-                cuda.runtime.memcpyPeerAsync(
-                    target.data.ptr,
-                    device,
-                    source.data.ptr,
-                    of,
-                    source.nbytes,
-                    self.current_stream(of),
-                )
+            _on(
+                of,
+                cuda.runtime.memcpyPeerAsync,
+                target.data.ptr,
+                device,
+                source.data.ptr,
+                of,
+                source.nbytes,
+                self.current_stream(of),
+            )
             self._order(device, after=of)
         return target
 
     def _order(self, device: int, *, after: int) -> None:
         """Have a device's current stream wait for what is on another's."""
         runtime = cuda.runtime
-        with _on(after):
-            event = runtime.eventCreateWithFlags(runtime.eventDisableTiming)
-            try:
-                runtime.eventRecord(event, self.current_stream(after))
-                with _on(device):
-                    runtime.streamWaitEvent(self.current_stream(device), event)
-            finally:
-                runtime.eventDestroy(event)  # a wait that has been enqueued stays
+        event = _on(after, runtime.eventCreateWithFlags, runtime.eventDisableTiming)
+        try:
+            _on(after, runtime.eventRecord, event, self.current_stream(after))
+            _on(device, runtime.streamWaitEvent, self.current_stream(device), event)
+        finally:
+            _on(after, runtime.eventDestroy, event)  # a wait that has been enqueued stays
 
 
 _CUPY = CuPy()
@@ -209,16 +215,9 @@ _CUPY = CuPy()
 
 def _leave(step: _Step) -> None:
     """Leave what was entered, however often a signal interrupts it and it is called again."""
-    device, stream = step.device, step.stream
-    if not step.is_entered and cuda.get_current_stream(device) is not stream:
-        return
-    # What to make current again, CuPy applies to the device that is current now.
-    with _on(device):
-        if step.is_entered:
-            stream.use()  # user code may have used another one
-            step.is_entered = False
-        while cuda.get_current_stream(device) is stream:  # longer if user code left one entered
-            stream.__exit__(None, None, None)
+    if step.is_entered or cuda.get_current_stream(step.device) is step.stream:
+        # What to make current again, CuPy applies to the device that is current now.
+        _on(step.device, step.leave)
 
 
 def _memory_of(array: Any) -> Any:
@@ -276,7 +275,9 @@ class CuPyAdapter:
     def __init__(self) -> None:
         self._works = False
 
-    def frameworks(self) -> Sequence[Framework]:
+    def frameworks(self, device_type: str) -> Sequence[Framework]:
+        if device_type != "cuda":
+            return ()
         if not self._works:
             # A CuPy that cannot use this driver must not stand in the way of those that can.
             try:

@@ -89,22 +89,30 @@ class Interface:
         """
         place = _locate(array)
         device = None if place is None else place[1]
+        view = None
         if device is not None and device.type == "cuda":
-            interface = _interface_of(array)
-            libraries = {each.name: each for each in loaded("cuda")}
-            with driver.current(device.index):
-                if "cupy" in libraries:
-                    cupy: Any = sys.modules["cupy"]
-                    if interface is None:
-                        return cupy.from_dlpack(array), libraries["cupy"]
-                    return cupy.asarray(_Unnamed(array, interface)), libraries["cupy"]
-                if "numba" in libraries and interface is not None:
-                    numba: Any = sys.modules["numba.cuda"]
-                    return numba.as_cuda_array(_Unnamed(array, interface)), libraries["numba"]
-        raise TypeError(
-            f"gpufut cannot copy a {type(array).__name__} by itself: import cupy, or make it an "
-            "array of torch, CuPy or Numba in then()"
-        )
+            view = driver.on(device.index, _imported, array)
+        if view is None:
+            raise TypeError(
+                f"gpufut cannot copy a {type(array).__name__} by itself: import cupy, or make it "
+                "an array of torch, CuPy or Numba in then()"
+            )
+        return view
+
+
+def _imported(array: Any) -> tuple[object, Framework] | None:
+    """An array, whose device is current, as one of a library that can; None if there is none."""
+    interface = _interface_of(array)
+    libraries = {each.name: each for each in loaded("cuda")}
+    if "cupy" in libraries:
+        cupy: Any = sys.modules["cupy"]
+        if interface is None:
+            return cupy.from_dlpack(array), libraries["cupy"]
+        return cupy.asarray(_Unnamed(array, interface)), libraries["cupy"]
+    if "numba" in libraries and interface is not None:
+        numba: Any = sys.modules["numba.cuda"]
+        return numba.as_cuda_array(_Unnamed(array, interface)), libraries["numba"]
+    return None
 
 
 _FRAMEWORKS: Final = {"cuda": Interface("cuda")}
@@ -231,9 +239,12 @@ def _handshake(array: Any) -> StreamHandle | None:
         return None
     _, device = array.__dlpack_device__()
     stream = _idle_stream(device)
-    with driver.current(device):  # some look for their current stream on the current device
-        array.__dlpack__(stream=stream)  # nobody takes the tensor, and so its capsule frees it
+    driver.on(device, _export, array, stream)  # some look for the current stream there
     return stream
+
+
+def _export(array: Any, stream: StreamHandle) -> None:
+    array.__dlpack__(stream=stream)  # nobody takes the tensor, and so its capsule frees it
 
 
 # -- stream objects --------------------------------------------------------------------------------
@@ -260,7 +271,7 @@ _ARRAY: Final = ArrayType(_NEVER, _locate)
 class InterfaceAdapter:
     """What speaks a protocol. It is asked last, and not for current streams."""
 
-    def frameworks(self) -> Sequence[Framework]:
+    def frameworks(self, device_type: str) -> Sequence[Framework]:
         return ()
 
     def array_type(self, kind: type) -> ArrayType | None:

@@ -106,19 +106,16 @@ class Numba:
         index = _index_of(source, 0)
         with cuda.gpus[index]:
             source, stream = _plain(source), self._stream(index)
-            if source.flags["C_CONTIGUOUS"] or source.flags["F_CONTIGUOUS"]:
+            if _is_dense(source):
                 order = "C" if source.flags["C_CONTIGUOUS"] else "F"
                 target = cuda.pinned_array(source.shape, source.dtype, order=order)
                 source.copy_to_host(target, stream=stream)
                 return target
             # Numba would copy what has gaps to memory that is not pinned, all of it: so do we.
-            nbytes = source.alloc_size
-            every = _devicearray.DeviceNDArray(
-                (nbytes,), (1,), np.dtype(np.uint8), gpu_data=source.gpu_data
-            )
-            target = cuda.pinned_array(nbytes, np.uint8)
+            every, begin = _bytes_of(source)
+            target = cuda.pinned_array(every.shape, np.uint8)
             every.copy_to_host(target, stream=stream)
-            return np.ndarray(source.shape, source.dtype, target, strides=source.strides)
+            return np.ndarray(source.shape, source.dtype, target, begin, source.strides)
 
     def to_device(self, array: object, device: int) -> object:
         source = _checked(array)
@@ -127,21 +124,29 @@ class Numba:
                 # As NumPy's, because of a mapped array Numba would make no copy.
                 return cuda.to_device(np.asarray(source), stream=self._stream(device))
         of = _index_of(source, device)
+        with cuda.gpus[of]:
+            source = _plain(source)
+            # Numba copies nothing that has gaps between devices. With them, all of it can be.
+            read, begin = (source, 0) if _is_dense(source) else _bytes_of(source)
         with cuda.gpus[device]:
             to = self._stream(device)
-            target = cuda.device_array(source.shape, source.dtype, source.strides)
+            target = cuda.device_array(read.shape, read.dtype, read.strides)
             free = cuda.event(timing=False)
             free.record(to)
         # Where the source lies, after both, before the rest.
         with cuda.gpus[of]:
             at = self._stream(of)
             free.wait(at)
-            target.copy_to_device(_plain(source), stream=at)
+            target.copy_to_device(read, stream=at)
             copied = cuda.event(timing=False)
             copied.record(at)
         with cuda.gpus[device]:
             copied.wait(to)
-        return target
+        if read is source:
+            return target
+        return _devicearray.DeviceNDArray(
+            source.shape, source.strides, source.dtype, gpu_data=target.gpu_data.view(begin)
+        )
 
     def _stream(self, device: int) -> Any:
         """The current stream as an object for Numba's calls; the device's context is current."""
@@ -267,6 +272,25 @@ def _index_of(array: Any, otherwise: int) -> int:
     return otherwise if device is None else device.index
 
 
+def _is_dense(array: Any) -> bool:
+    """Whether the elements lie in order and without gaps, so that Numba can copy the array."""
+    flags = array.flags
+    return (flags["C_CONTIGUOUS"] or flags["F_CONTIGUOUS"]) and min(array.strides, default=0) >= 0
+
+
+def _bytes_of(array: Any) -> tuple[Any, int]:
+    """A device array's memory from its lowest byte to its highest, and where the array begins.
+
+    That is not at its lowest byte if strides are negative.
+    """
+    spans = [(count - 1) * step for count, step in zip(array.shape, array.strides, strict=True)]
+    begin = -sum(span for span in spans if span < 0)
+    nbytes = array.alloc_size
+    memory = array.gpu_data.view(-begin, nbytes - begin)
+    every = _devicearray.DeviceNDArray((nbytes,), (1,), np.dtype(np.uint8), gpu_data=memory)
+    return every, begin
+
+
 def _plain(array: Any) -> Any:
     """A managed array, which Numba does not copy, as a device array; others as they are."""
     if not isinstance(array, np.ndarray):
@@ -317,8 +341,8 @@ _ARRAY_TYPES: Final = _array_types()
 class NumbaAdapter:
     """Numba."""
 
-    def frameworks(self) -> Sequence[Framework]:
-        return () if _IS_SIMULATED else (_NUMBA,)
+    def frameworks(self, device_type: str) -> Sequence[Framework]:
+        return () if _IS_SIMULATED or device_type != "cuda" else (_NUMBA,)
 
     def array_type(self, kind: type) -> ArrayType | None:
         return _ARRAY_TYPES.get(kind)

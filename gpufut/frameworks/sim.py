@@ -125,8 +125,8 @@ _ARRAY_TYPES: dict[type, ArrayType] = {
 class SimAdapter:
     """gpufut.sim, as gpufut sees it."""
 
-    def frameworks(self) -> Sequence[Framework]:
-        return () if sim.active() is None else (_TRACKING, _PLAIN)
+    def frameworks(self, device_type: str) -> Sequence[Framework]:
+        return () if device_type != "sim" or sim.active() is None else (_TRACKING, _PLAIN)
 
     def array_type(self, kind: type) -> ArrayType | None:
         return _ARRAY_TYPES.get(kind)

@@ -21,7 +21,7 @@ import torch
 from gpufut import driver, runtimes
 from gpufut.device import Device
 from gpufut.errors import DeviceUnavailableError
-from gpufut.frameworks import ArrayType, Framework, Owner, Place
+from gpufut.frameworks import CONTAINERS, ArrayType, Framework, Owner, Place, new_devices
 from gpufut.runtimes import StreamHandle
 from gpufut.runtimes.accelerator import torchs_type
 
@@ -237,8 +237,7 @@ class CudaTorch(_Torch):
         if leaves and not driver.has_context(current):
             # To select the device again would make a context there. The driver need not.
             for stream in streams:
-                with driver.current(stream[1]):
-                    _set_stream(*stream)
+                driver.on(stream[1], _set_stream, *stream)
             # It may be current in torch's books only, until there is a context.
             if torch._C._cuda_getDevice() != current:
                 torch._C._cuda_maybeExchangeDevice(current)
@@ -398,6 +397,17 @@ def _has_cuda() -> bool:
     return "_cuda_setStream" in _PRIVATE
 
 
+def _can_use_cuda() -> bool:
+    """Whether torch can use this driver. Otherwise it must not stand in the way of those that can.
+
+    As when the driver is too old for it, and not for another library.
+    """
+    try:
+        return bool(torch.cuda.is_available())
+    except Exception:  # it warns of the reason, and warnings may be errors
+        return False
+
+
 def _accelerator() -> AcceleratorTorch | None:
     """torch on its accelerator, if it has one that is not CUDA. Initialises nothing.
 
@@ -409,6 +419,7 @@ def _accelerator() -> AcceleratorTorch | None:
     framework = _accelerators.get(kind)
     if framework is None:
         framework = _accelerators.setdefault(kind, AcceleratorTorch(kind))
+        new_devices()
     return framework
 
 
@@ -476,14 +487,28 @@ _ELSEWHERE: Final = ArrayType(_is_pageable_elsewhere, _locate)
 _FAKE: Final = ArrayType(_always, _nowhere)  # shapes without data, whatever device they name
 
 
+# What modules of TorchScript have in the place of dictionaries: parameters and buffers are in C++.
+_Wrapper: Final = torch.jit._script.OrderedDictWrapper
+CONTAINERS[_Wrapper] = _Wrapper.values
+
+
 class TorchAdapter:
     """torch, with what it has been built for and what has been registered with it."""
 
-    def frameworks(self) -> Sequence[Framework]:
+    def __init__(self) -> None:
+        self._can_use_cuda: bool | None = None  # not asked yet; the answer stays
+
+    def frameworks(self, device_type: str) -> Sequence[Framework]:
+        if device_type == "cuda":
+            if not _has_cuda():
+                return ()
+            if self._can_use_cuda is None:
+                self._can_use_cuda = _can_use_cuda()
+            return (_CUDA,) if self._can_use_cuda else ()
         accelerator = _accelerator()
-        if _has_cuda():
-            return (_CUDA,) if accelerator is None else (_CUDA, accelerator)
-        return () if accelerator is None else (accelerator,)
+        if accelerator is None or accelerator.device_type != device_type:
+            return ()
+        return (accelerator,)
 
     def array_type(self, kind: type) -> ArrayType | None:
         if kind is torch.Tensor:

@@ -119,7 +119,7 @@ _loaded: dict[str, Runtime] = {}
 
 
 def get(type: str) -> Runtime:
-    """The runtime that serves devices of a type. Touches no driver.
+    """The runtime that serves devices of a type. Creates no context.
 
     Raises:
         DeviceUnavailableError: There is none, and what is missing.

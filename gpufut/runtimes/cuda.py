@@ -1,8 +1,9 @@
 """The runtime of CUDA devices, and of ROCm's, through the stream calls of what is loaded.
 
 torch's own event objects if torch is loaded, so that its sanitizer and its profiler see every edge;
-else CuPy's raw calls; else those of cuda.bindings, which Numba brings. All share the driver, and so
-the handles: whichever it is, streams of all the others can be given to it.
+else CuPy's raw calls; else those of cuda.bindings, which Numba brings. One that cannot use the
+driver, as when that is too old for it, is passed over. All share the driver, and so the handles:
+whichever it is, streams of all the others can be given to it.
 
 A stream is known by the integer of its ``cudaStream_t``; 1 is the legacy default stream, which the
 libraries also call 0, and 2 the calling thread's own default stream.
@@ -170,8 +171,7 @@ class CudaRuntime(abc.ABC):
         # Any call in a thread without a context creates one on the thread's device: cuda:0, if
         # nothing else was said. There it does no harm to a value on cuda:0.
         if device and not driver.has_current_context():
-            with driver.current(device):
-                return self._ask(device, question, *what)
+            return driver.on(device, self._ask, device, question, *what)
         exchange = _exchange or _exchanger()
         mode = byref(c_int(driver.RELAXED))
         try:
@@ -331,8 +331,7 @@ class RawRuntime(CudaRuntime):
 
     def _is_capturing(self, device: int, stream: StreamHandle) -> bool:
         if self._is_elsewhere(device, stream):
-            with driver.current(device):
-                return self._stream_is_capturing(self._raw(stream))
+            return driver.on(device, self._stream_is_capturing, self._raw(stream))
         return self._stream_is_capturing(self._raw(stream))
 
     def _raw(self, stream: StreamHandle) -> int:
@@ -340,8 +339,7 @@ class RawRuntime(CudaRuntime):
 
     def _stream_finished(self, device: int, stream: StreamHandle) -> bool:
         if self._is_elsewhere(device, stream):
-            with driver.current(device):
-                return self._has_finished(self._stream_query(self._raw(stream)))
+            return self._has_finished(driver.on(device, self._stream_query, self._raw(stream)))
         return self._has_finished(self._stream_query(self._raw(stream)))
 
     def _event_finished(self, event: Any) -> bool:
@@ -360,8 +358,7 @@ class RawRuntime(CudaRuntime):
     def create_event(self, device: int) -> EventHandle:
         if self._get_device() == device:
             return self._create_event(device)
-        with driver.current(device):
-            return self._create_event(device)
+        return driver.on(device, self._create_event, device)
 
     def _create_event(self, device: int) -> EventHandle:
         dead = self._dead.setdefault((runtimes.forks(), device), deque())
@@ -384,8 +381,7 @@ class RawRuntime(CudaRuntime):
         if stream == LEGACY:
             self._check_legacy(device)
         if self._is_elsewhere(device, stream):
-            with driver.current(device):
-                self._record(event, self._raw(stream))
+            driver.on(device, self._record, event, self._raw(stream))
         else:
             self._record(event, self._raw(stream))
         _announce("EventRecordCallbacks", event, _torch_handle(stream))
@@ -394,8 +390,7 @@ class RawRuntime(CudaRuntime):
         if stream == LEGACY:
             self._check_legacy(device)
         if self._is_elsewhere(device, stream):
-            with driver.current(device):
-                self._wait(self._raw(stream), event)
+            driver.on(device, self._wait, self._raw(stream), event)
         else:
             self._wait(self._raw(stream), event)
         _announce("EventWaitCallbacks", event, _torch_handle(stream))
@@ -478,25 +473,42 @@ def _torch_handle(stream: StreamHandle) -> int:
 
 
 def serve(type: str) -> runtimes.Runtime:
-    """The runtime for ``cuda``, by what is loaded in this process.
+    """The runtime for ``cuda``, by what is loaded in this process and can use the driver.
 
     Raises:
-        DeviceUnavailableError: Nothing that could make the calls is installed.
+        DeviceUnavailableError: There is no driver or no device, or nothing that could make the
+            calls is installed.
     """
     torch: Any = sys.modules.get("torch")
-    if hasattr(getattr(torch, "_C", None), "_cuda_getCurrentRawStream"):  # a build with devices
+    if _can_use_torch(torch):
         return TorchRuntime(torch)
     cupy: Any = sys.modules.get("cupy")
-    if cupy is not None:
+    if _can_use_cupy(cupy):
         return RawRuntime(cupy.cuda.runtime)
     try:
         calls = import_module("cuda.bindings.runtime")
     except ImportError as error:
+        driver.device_count()  # if nothing could use it, this says why
         raise DeviceUnavailableError(
             "no library is loaded through which gpufut could use CUDA's streams: import torch or "
-            f"cupy before, or install cuda-bindings ({error})"
+            "cupy before, built for CUDA and for this driver, or install cuda-bindings "
+            f"({error})"
         ) from error
     return RawRuntime(_Bindings(calls))
+
+
+def _can_use_torch(torch: Any) -> bool:
+    try:
+        return hasattr(torch._C, "_cuda_getCurrentRawStream") and torch.cuda.is_available()
+    except Exception:  # not loaded, or not all of it yet; or it warns, where warnings are errors
+        return False
+
+
+def _can_use_cupy(cupy: Any) -> bool:
+    try:
+        return bool(cupy.cuda.runtime.getDeviceCount() > 0)
+    except Exception:  # likewise, or the driver's error
+        return False
 
 
 # The driver's function that exchanges a thread's capture mode; None before it is needed.

@@ -106,14 +106,13 @@ class Streams:
         self.contexts.add(device)  # as since CUDA 12
         self.device = device
 
-    @contextmanager
-    def on(self, device: int) -> Iterator[None]:
-        """What `gpufut.driver.current` does, which needs no context on the former device."""
+    def on(self, device: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What `gpufut.driver.on` does, which needs no context on the former device."""
         before = self.device
         try:
             self.contexts.add(device)
             self.device = device
-            yield
+            return function(*arguments)
         finally:
             self.device = before
 
@@ -132,7 +131,7 @@ def put_in(monkeypatch: pytest.MonkeyPatch) -> Streams:
         "get_current_stream",
         lambda device=-1: streams.current[streams.device if device == -1 else device],
     )
-    monkeypatch.setattr(driver, "current", streams.on)
+    monkeypatch.setattr(driver, "on", streams.on)
     monkeypatch.setattr(driver, "has_context", lambda device: device in streams.contexts)
     monkeypatch.setattr(driver, "device_count", lambda: len(streams.current))
     return streams
@@ -353,8 +352,7 @@ def test_in_the_per_thread_mode_the_default_stream_is_the_threads_own(streams, m
 
 
 def test_current_streams_are_told_by_device(streams):
-    with streams.on(1):
-        streams.Stream(S1).use()
+    streams.on(1, lambda: streams.Stream(S1).use())
 
     assert (CUPY.current_stream(0), CUPY.current_stream(1)) == (1, S1)
 
@@ -417,8 +415,7 @@ def both_before(streams: Streams) -> None:
 
 
 def used_elsewhere_before(streams: Streams) -> None:
-    with streams.on(1):
-        streams.Stream(S2, 1).use()
+    streams.on(1, lambda: streams.Stream(S2, 1).use())
 
 
 def nothing(streams: Streams) -> None:
@@ -623,10 +620,16 @@ def test_a_cupy_that_cannot_use_the_driver_is_left_out(monkeypatch):
 
     monkeypatch.setattr(cuda.runtime, "getDeviceCount", too_old)
     fresh = adapter.CuPyAdapter()
-    assert list(fresh.frameworks()) == []
+    assert list(fresh.frameworks("cuda")) == []
 
     monkeypatch.setattr(cuda.runtime, "getDeviceCount", lambda: 2)
-    assert list(fresh.frameworks()) == [CUPY]
+    assert list(fresh.frameworks("cuda")) == [CUPY]
+
+
+def test_for_another_type_of_device_no_driver_is_asked(monkeypatch):
+    monkeypatch.setattr(cuda.runtime, "getDeviceCount", lambda: pytest.fail("asked"))
+
+    assert list(adapter.CuPyAdapter().frameworks("sim")) == []
 
 
 def test_arrays_name_no_stream_and_any_stream_object_will_do():
@@ -685,8 +688,7 @@ def copies(streams, monkeypatch) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_a_copy_to_the_host_is_pinned_and_on_the_arrays_stream(streams, copies, order):
-    with streams.on(1):
-        streams.Stream(S1).use()
+    streams.on(1, lambda: streams.Stream(S1).use())
     source = array((2, 3), device=1, order=order)
     bytes_of(source)[:] = np.arange(6).reshape(2, 3)
 
@@ -729,8 +731,7 @@ def test_an_empty_array_is_copied_without_a_call(streams, copies):
 
 def test_a_copy_between_devices_comes_after_both_streams_and_before_the_rest(streams, copies):
     streams.Stream(S1).use()
-    with streams.on(1):
-        streams.Stream(S2).use()
+    streams.on(1, lambda: streams.Stream(S2).use())
     source = array((2, 3), order="F")
     bytes_of(source)[:] = np.arange(6).reshape(2, 3)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,16 +67,15 @@ class Both(Shown, Handed):
 
 
 class Current:
-    """The current device, as `gpufut.driver.current` switches it."""
+    """The current device, as `gpufut.driver.on` switches it."""
 
     device = 0
 
     @classmethod
-    @contextmanager
-    def on(cls, device: int) -> Any:
+    def on(cls, device: int, function: Callable[..., Any], *arguments: Any) -> Any:
         before, cls.device = cls.device, device
         try:
-            yield
+            return function(*arguments)
         finally:
             cls.device = before
 
@@ -103,7 +102,7 @@ class Runtime:
 def runtime(monkeypatch) -> Runtime:
     runtime = Runtime()
     monkeypatch.setitem(runtimes._loaded, "cuda", runtime)
-    monkeypatch.setattr(driver, "current", Current.on)
+    monkeypatch.setattr(driver, "on", Current.on)
     monkeypatch.setattr(adapter, "_waiting", {})
     return runtime
 
@@ -452,5 +451,5 @@ def test_a_stream_of_another_version_or_shape_is_refused_by_name(said):
 
 
 def test_the_adapter_is_not_asked_for_current_streams():
-    assert list(adapter.ADAPTER.frameworks()) == []
+    assert list(adapter.ADAPTER.frameworks("cuda")) == []
     assert adapter.ADAPTER.stream_types() == ()

@@ -709,15 +709,60 @@ def test_the_arrays_own_stream_does_not_take_the_copy(numba):
     assert numba.log == [("copy", OURS, 0)]
 
 
-def test_an_array_with_gaps_is_copied_with_them_to_pinned_memory(numba):
-    source = array((4, 4))
-    bytes_of(source)[:] = np.arange(16).reshape(4, 4)
+VIEWS: dict[str, Callable[[Any], Any]] = {
+    "gaps": lambda whole: whole[::2, 1:3],
+    "column": lambda whole: whole[:, 2],
+    "reversed": lambda whole: whole[::-1],
+    "reversed twice": lambda whole: whole[::-2, ::-1],
+    "one reversed": lambda whole: whole[2:3][::-1],
+    "broadcast": lambda whole: whole[:1],  # see `viewed`
+}
 
-    target: Any = NUMBA.to_host(source[::2, 1:3])
+
+def viewed(numba: Cuda, view: str) -> tuple[Any, Any]:
+    """A view of an array on device 0, and what is in it."""
+    source = array((4, 4))
+    bytes_of(source)[:] = numbers = np.arange(16, dtype=np.float32).reshape(4, 4)
+    part, expected = VIEWS[view](source), VIEWS[view](numbers)
+    if view == "broadcast":
+        part = devicearray.DeviceNDArray((3, 4), (0, ITEM), part.dtype, gpu_data=part.gpu_data)
+        expected = np.broadcast_to(expected, (3, 4))
+    return part, expected
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_array_with_gaps_is_copied_with_them_to_pinned_memory(numba, view):
+    source, expected = viewed(numba, view)
+
+    target: Any = NUMBA.to_host(source)
 
     assert numba.log == [("copy", 1, 0)]
-    assert (target == np.arange(16).reshape(4, 4)[::2, 1:3]).all()
+    assert (target == expected).all()
+    assert target.shape == expected.shape
     assert {device for device, _ in places(target)} == {None}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_array_with_gaps_is_copied_with_them_to_another_device(numba, view):
+    source, expected = viewed(numba, view)
+
+    with current({0: S1, 1: S2}):
+        target: Any = NUMBA.to_device(source, 1)
+
+    assert [entry for entry in numba.log if entry[0] == "copy"] == [("copy", S1, 0)]
+    assert places(target) == {at(1, target)}
+    assert target.shape == expected.shape
+    assert (NUMBA.to_host(target) == expected).all()
+
+
+def test_the_copy_of_an_array_with_gaps_keeps_its_memory(numba):
+    target: Any = NUMBA.to_device(array((4, 4))[:, 1], 1)
+    memory = allocation(target)
+
+    assert memory.refct == 1
+    assert numba.freed == []
+    del target
+    assert memory.refct == 0
 
 
 def test_an_empty_array_is_copied_without_a_call(numba):

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 import gpufut
-from gpufut import Device, Future, Manager, frameworks, runtimes, set_manager
+from gpufut import Device, Future, frameworks, runtimes
 from gpufut.frameworks import keep_stream, stream_of, stream_types
-from tests.worlds import KINDS, World
 
 ABACUS, QUIPU = Device("abacus", 0), Device("quipu", 0)
 
@@ -41,8 +40,8 @@ class Adapter:
         self._device = device
         self._types = types
 
-    def frameworks(self) -> Sequence[Any]:
-        return [SimpleNamespace(device_type=self._device.type)]
+    def frameworks(self, device_type: str) -> Sequence[Any]:
+        return [SimpleNamespace()] if device_type == self._device.type else []
 
     def array_type(self, kind: type) -> None:
         return None
@@ -92,7 +91,7 @@ def test_one_handle_on_two_devices_is_two_streams():
     assert None not in [each() for each in alive]
 
 
-def test_another_object_of_the_same_handle_takes_the_place_of_the_first():
+def test_another_object_of_the_same_class_and_handle_takes_the_place_of_the_first():
     first, second = Rod(5), Rod(5)
     alive = weakref.ref(first), weakref.ref(second)
     keep_stream(ABACUS, 5, first)
@@ -114,6 +113,28 @@ def test_of_streams_without_end_those_that_were_used_last_are_kept(monkeypatch):
     del stream
 
     assert [each() is not None for each in alive] == [False] * 7 + [True] * 3
+
+
+def test_a_stream_that_is_used_all_the_time_is_kept_however_many_come_and_go(monkeypatch):
+    monkeypatch.setattr(frameworks, "_MOST_KEPT", 3)
+    lasting = Rod(0x100)
+    alive = weakref.ref(lasting)
+    for handle in range(10):
+        keep_stream(ABACUS, 0x100, lasting)
+        keep_stream(ABACUS, handle, Rod(handle))
+    del lasting
+
+    assert alive() is not None
+
+
+def test_a_view_of_a_stream_does_not_take_the_place_of_what_owns_it():
+    owner, view = Rod(5), Cord(5)  # as of CuPy, and torch's on the same handle
+    alive = weakref.ref(owner)
+    keep_stream(ABACUS, 5, owner)
+    keep_stream(ABACUS, 5, view)
+    del owner
+
+    assert alive() is not None
 
 
 def test_when_handles_become_meaningless_nothing_is_kept():
@@ -175,23 +196,9 @@ def test_what_is_no_stream_is_not_kept(monkeypatch):
 # -- streams of CuPy, which go with their objects --------------------------------------------------
 
 
-@pytest.fixture
-def cupys() -> Iterator[World]:
-    """A device with CuPy on the stand-in for its driver."""
-    why_absent = KINDS["standin"].why_absent()
-    if why_absent is not None:
-        pytest.skip(f"no stand-in: {why_absent}")
-    (spec,) = (each for each in KINDS["standin"].specs([0]) if each.name == "standin-cupy")
-    before = set_manager(Manager(housekeeping=None))
-    try:
-        with spec.make() as world:
-            yield world
-    finally:
-        set_manager(before)
-
-
 @pytest.mark.parametrize("how", ["named", "current"])
-def test_the_stream_of_a_hand_off_may_be_dropped_at_once(cupys, how):
+def test_the_stream_of_a_hand_off_may_be_dropped_at_once(standin, how):
+    cupys = standin("cupy")
     import cupy
 
     producer, consumer = cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)

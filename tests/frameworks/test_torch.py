@@ -6,8 +6,9 @@ which no work is done. What is private to torch's CUDA part is replaced function
 
 from __future__ import annotations
 
-import contextlib
+import io
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
@@ -387,6 +388,21 @@ def test_pinned_memory_of_another_accelerator_is_recognised(elsewhere, monkeypat
     assert (place[0].device_type, place[1]) == ("xpu", None)
 
 
+def test_an_accelerator_that_comes_after_the_first_tensors_has_pinned_memory_too(
+    built_without, monkeypatch
+):
+    pinned = torch.zeros(1)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: tensor is pinned)
+    assert places(pinned) == []  # what tensors are is learnt
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    for known in ("_accelerators", "_PLACES"):
+        monkeypatch.setattr(adapter, known, {})
+    assert places(OnDevice("xpu:0"))[0][1] == Device("xpu", 0)
+
+    assert places(pinned) == [("torch", None, pinned)]
+
+
 @pytest.mark.parametrize("build", ["part", "elsewhere"])
 def test_a_tensor_that_cannot_be_asked_whether_it_is_pinned_is_on_the_host(build, request):
     request.getfixturevalue(build)
@@ -504,6 +520,40 @@ def test_the_tensors_of_a_module_are_found_once_each(part):
     assert len(expected) == 7
 
     found = [array for _, _, array in find(model)]
+
+    assert sorted(map(id, found)) == sorted(map(id, expected))
+
+
+def scripted(model: Any) -> Any:
+    """A module of TorchScript, which has no class of tensor but torch's own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is on its way out
+        return torch.jit.script(model)
+
+
+def traced(model: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(model, torch.zeros(3, 2))
+
+
+def saved(model: Any) -> Any:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(scripted(model), file)
+        file.seek(0)
+        return torch.jit.load(file)
+
+
+@pytest.mark.parametrize("make", [scripted, traced, saved])
+def test_the_tensors_of_a_module_of_torchscript_are_found_once_each(part, monkeypatch, make):
+    model = make(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
+    expected = [*model.parameters(), *model.buffers()]
+    assert len(expected) == 7
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: True)  # so that they are found
+
+    found = [array for _, _, array in find([model, {"again": model}])]
 
     assert sorted(map(id, found)) == sorted(map(id, expected))
 
@@ -1255,3 +1305,24 @@ def test_a_host_tensor_is_not_taken_for_copied_to_a_device_that_torch_knows_noth
 
     with sim.Machine(), pytest.raises(TypeError, match=r"torch.Tensor in host memory.* sim:0"):
         future.to("sim:0").wait()
+
+
+def test_pinned_memory_that_is_another_librarys_stays_until_the_copy_has_read_it(standin):
+    world = standin("mixed")
+    import cupyx
+
+    host = cupyx.empty_pinned((4,), np.float32)
+    host.fill(3.0)
+    alive = weakref.ref(host)
+    future = Future[Any]()
+    future.set_result(torch.from_numpy(host))  # torch has not used CUDA yet, and does not look
+    assert not torch.cuda.is_initialized()
+    del host
+
+    copy = future.to(world.devices[0])
+    del future
+
+    assert alive() is not None
+    assert copy.to_host().wait().tolist() == [3.0] * 4
+    world.settle()
+    assert alive() is None

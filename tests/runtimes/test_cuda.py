@@ -11,6 +11,7 @@ import gc
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -81,6 +82,9 @@ class CupyRuntime:
 
     def __init__(self, library: Stack) -> None:
         self._library = library
+
+    def getDeviceCount(self) -> int:  # noqa: N802
+        return 2
 
     def getDevice(self) -> int:  # noqa: N802
         return self._library.device or 0
@@ -217,7 +221,7 @@ def as_torch(library: Stack) -> SimpleNamespace:
 
     return SimpleNamespace(
         _C=SimpleNamespace(_cuda_getCurrentRawStream=None),
-        cuda=SimpleNamespace(Stream=Stream, Event=Event, stream=stream),
+        cuda=SimpleNamespace(Stream=Stream, Event=Event, stream=stream, is_available=lambda: True),
         version=SimpleNamespace(hip=None),
     )
 
@@ -298,12 +302,58 @@ def test_torch_that_is_being_imported_is_passed_over(library, load):
     assert isinstance(load(SimpleNamespace(), CupyRuntime(library)), RawRuntime)
 
 
-def test_nothing_to_call_says_what_to_import_or_install(load):
+def test_a_torch_that_is_half_imported_is_passed_over(library, load):
+    torch = as_torch(library)
+    del torch.cuda
+
+    assert isinstance(load(torch, CupyRuntime(library)), RawRuntime)
+
+
+def warn() -> bool:
+    """As torch says why it is not available; warnings are errors here."""
+    warnings.warn("CUDA initialization: the driver is too old", stacklevel=1)
+    return False
+
+
+@pytest.mark.parametrize("answer", [lambda: False, warn], ids=["no", "warns"])
+def test_torch_that_cannot_use_the_driver_is_not_asked_for_events(library, load, answer):
+    torch, cupy = as_torch(library), CupyRuntime(library)
+    torch.cuda.is_available = answer
+
+    load(torch, cupy).create_event(0)
+    assert asked(library, "create") == [(0, 2)]
+    assert isinstance(load(torch, None, as_bindings(library)), RawRuntime)
+
+
+@pytest.mark.parametrize("status", [0, 35])
+def test_cupy_that_cannot_use_the_driver_is_not_asked_for_events(library, load, status):
+    class Old(CupyRuntime):
+        def getDeviceCount(self) -> int:  # noqa: N802
+            raise_for(status)
+            return 0
+
+        def eventCreateWithFlags(self, flags: int) -> int:  # noqa: N802
+            pytest.fail("asked")
+
+    load(None, Old(library), as_bindings(library)).create_event(0)
+    assert asked(library, "create") == [(0, 2)]
+
+
+def test_nothing_to_call_says_what_to_import_or_install(library, load):
     with pytest.raises(DeviceUnavailableError, match=r"import torch or cupy .* install cuda-b"):
         load()
 
 
-def test_serving_touches_no_driver(library, load):
+def test_if_nothing_could_use_the_driver_the_driver_says_why(library, load):
+    torch = as_torch(library)
+    torch.cuda.is_available = lambda: False
+    library.status["cuInit"] = 100
+
+    with pytest.raises(DeviceUnavailableError, match="it sees no device"):
+        load(torch)
+
+
+def test_serving_has_gpufut_touch_no_driver(library, load):
     for name, make in _MAKERS.items():
         load(**{name: make(library)})
 
