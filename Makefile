@@ -14,7 +14,8 @@ GPU_JSON ?= bench/results/test-gpu.json
 
 # Exactly these: an open range of torch may bring gigabytes of CUDA libraries to a machine without a
 # GPU. All of them can be imported without one; Numba's kernels then run in its CUDA simulator.
-FRAMEWORKS := torch==2.13.0 cupy-cuda13x==14.2.0 numba-cuda==0.30.4 nvidia-ml-py==13.615.71
+# NumPy 2.5 dropped a function that this numba-cuda needs.
+FRAMEWORKS := torch==2.13.0 cupy-cuda13x==14.2.0 numba-cuda==0.30.4 nvidia-ml-py==13.615.71 'numpy<2.5'
 
 # A stamp says "installed, from the pyproject.toml that was current then".
 BASE := $(VENV)/.base-installed
@@ -22,10 +23,10 @@ WITH_FRAMEWORKS := $(VENV)/.frameworks-installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv test test-gpu lint check format demo bench clean
+.PHONY: help venv test test-gpu lint check format demo bench scorecard clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(BASE) $(WITH_FRAMEWORKS)  ## create .venv with all that development needs, the frameworks included
 
@@ -53,6 +54,15 @@ demo: $(BASE) $(if $(findstring cuda,$(ARGS)),$(WITH_FRAMEWORKS))  ## photograph
 
 bench: $(BASE) $(WITH_FRAMEWORKS)  ## measure the host side against torch.futures and others
 	$(BIN)/python -m bench.host --json bench/results/host.json $(ARGS)
+
+# gpufut on the simulated device, torch.futures on the CPU, and what was recorded elsewhere. That a
+# check fails, exit code 1, is a result here and not an error.
+KIT := -m gpufut.testing.conformance
+REPORTS := build/scorecard
+scorecard: $(BASE) $(WITH_FRAMEWORKS)  ## ask gpufut and torch.futures whether they keep the contract; writes docs/scorecard.md
+	$(BIN)/python $(KIT) --json $(REPORTS)/gpufut-sim.json
+	$(BIN)/python $(KIT) --implementation torch.futures --device cpu --json $(REPORTS)/torch-cpu.json || test $$? -eq 1
+	$(BIN)/python $(KIT) --page docs/scorecard.md $(REPORTS)/gpufut-sim.json $(REPORTS)/torch-cpu.json $(sort $(wildcard docs/scorecard/*.json))
 
 clean:  ## remove .venv and everything that was made
 	rm -rf $(VENV) build dist gpufut-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

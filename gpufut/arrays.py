@@ -66,8 +66,9 @@ _locate: Final[dict[type, Callable[[Any], Place | None]]] = {}
 # this many they are emptied, and the types in use are learnt again.
 _MOST_TYPES: Final = 4096
 
-# What users registered; applies to subclasses too.
+# What users registered; applies to subclasses too. And how often they did.
 _registered: Final[dict[type, Children]] = {}
+_registrations = 0
 
 
 def find(value: object) -> list[Found]:
@@ -141,6 +142,7 @@ def register_container(kind: type, children: Callable[[Any], Iterable[Any]]) -> 
     ...         self.fetch = lambda: items
     >>> register_container(Ring, lambda ring: ring.fetch())
     """
+    global _registrations
     if not isinstance(kind, type):
         raise TypeError(f"register_container() takes a class, got {kind!r}")
     if not callable(children):
@@ -148,6 +150,7 @@ def register_container(kind: type, children: Callable[[Any], Iterable[Any]]) -> 
             f"register_container() takes a function from an instance to its items, got {children!r}"
         )
     _registered[kind] = children
+    _registrations += 1
     _forget_types()
 
 
@@ -170,6 +173,14 @@ def _learn(kind: type) -> None:
     """Decide what to do with instances of *kind*."""
     if len(_children) + len(HOST_TESTS) + len(HOST_TYPES) > _MOST_TYPES:
         _forget_types()
+    before = _registrations
+    _enter(kind)
+    if _registrations != before:  # by another thread: what was entered may be out of date
+        _forget_types()
+
+
+def _enter(kind: type) -> None:
+    """Put *kind* into one of the tables."""
     for base in mro_of(kind):
         if base in _registered:
             if _registered[base] is _nothing:

@@ -149,6 +149,7 @@ class _AsCompleted(Iterator[Future[T]]):
                 f"{self._left} of {len(self._futures)} futures were not complete in time"
             ) from None
         self._left -= 1
+        future.done()  # which tells whoever watches how threads are ordered
         return future
 
     def __del__(self) -> None:

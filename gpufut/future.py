@@ -28,6 +28,12 @@ can strike, `_run` finishes first and lets it go on at the end. (A signal at the
 is caught by the handlers of the instruction before the loop, in CPython 3.11: no `try` may be
 followed by its loop at once.)
 
+Watching
+--------
+Whoever has to know how host threads are ordered is told: see `gpufut.order`. While somebody is, no
+short cut is taken that would leave it out, and what is told is told by a call that stands before
+the claim, or after the outcome was seen. While nobody is, a short cut costs nothing more.
+
 Nesting
 -------
 Callbacks that complete futures that have callbacks do not nest: `_run` keeps its own stack of work.
@@ -39,13 +45,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
-from _thread import LockType, allocate_lock
+from _thread import LockType
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar, cast
 
+from gpufut import host, order
 from gpufut.copies import to_device, to_host
 from gpufut.errors import CancelledError, DeadlockError, InvalidStateError
 from gpufut.handoff import (
@@ -76,6 +82,12 @@ VALUE: Final = 1  # a value that no device works on
 FENCED: Final = 2  # a value with a hand-off: waiting for it adds device-side waits
 FAILED: Final = 3
 CANCELLED: Final = 4
+
+# While somebody watches the order of threads, and what changes then: see `_on_watch`.
+_watched = False
+_taken_at_once: int = VALUE  # the state whose outcome is handed out without further ado
+_plain_types = HOST_TYPES
+_plain_tests = HOST_TESTS
 
 # Levels of callbacks that run inside callbacks before the next one is deferred. Each takes about
 # five Python frames of the thousand that the interpreter allows.
@@ -153,11 +165,13 @@ class Future(Generic[T]):
 
         It speaks of the host: kernels may still run. `query` speaks of the devices too.
         """
+        if _watched and self._state != PENDING:
+            order.acquire(self)
         return self._state != PENDING
 
     def cancelled(self) -> bool:
         """True if `cancel` succeeded."""
-        return self._state == CANCELLED
+        return self.done() and self._state == CANCELLED
 
     def value(self) -> T:
         """The value of a completed future, without any waiting, on the host or on a device.
@@ -171,7 +185,9 @@ class Future(Generic[T]):
             InvalidStateError: The future is pending.
             CancelledError, or the very object given to `set_exception`.
         """
-        if self._state == VALUE or self._state == FENCED:
+        if self._state == _taken_at_once:
+            return self._result  # type: ignore[no-any-return]  # because a cast() costs a call
+        if self.done() and (self._state == VALUE or self._state == FENCED):
             return cast(T, self._result)
         if self._state == PENDING:
             raise InvalidStateError(
@@ -190,9 +206,9 @@ class Future(Generic[T]):
         Raises:
             The device's error, if the device has failed.
         """
-        if self._state == FENCED:
-            return cast(Handoff, self._handoff).query()
-        return self._state != PENDING
+        if not self.done():
+            return False
+        return self._state != FENCED or cast(Handoff, self._handoff).query()
 
     # -- waiting -----------------------------------------------------------------------------------
 
@@ -223,8 +239,8 @@ class Future(Generic[T]):
             if timeout is None and stream is None:
                 if self._state == PENDING:
                     self._block(None)
-                if self._state == VALUE:
-                    return self._result  # type: ignore[no-any-return]  # because a cast() costs a call
+                if self._state == _taken_at_once:
+                    return self._result  # type: ignore[no-any-return]  # see `value`
                 deadline = None
             else:
                 deadline = deadline_after(timeout)
@@ -256,6 +272,8 @@ class Future(Generic[T]):
                 deadline = deadline_after(timeout)
                 if self._state == PENDING:
                     self._block(deadline)
+            if _watched:
+                order.acquire(self)
             if self._state == FAILED:
                 return self._error()
             if self._state == CANCELLED:
@@ -284,6 +302,8 @@ class Future(Generic[T]):
             if self._state == PENDING:
                 self._block(deadline)
             if self._state == FENCED:
+                if _watched:
+                    order.acquire(self)
                 _synchronize(cast(Handoff, self._handoff), deadline)
             return self._deliver(None, deadline)
         finally:
@@ -367,7 +387,7 @@ class Future(Generic[T]):
         plain: object = False
         try:
             plain = (
-                (kind in HOST_TYPES or (kind in HOST_TESTS and HOST_TESTS[kind](result)))
+                (kind in _plain_types or (kind in _plain_tests and _plain_tests[kind](result)))
                 and streams is None
                 and arrays is None
                 and self._declared is None
@@ -462,6 +482,8 @@ class Future(Generic[T]):
         if type(callback) is not FunctionType and not callable(callback):
             raise _not_callable("then", callback)
         child: Future[S] = Future()
+        if _watched:
+            order.release(child)
         entry: Entry = (_then, child, callback)
         if self._state == PENDING:  # `_notify`, written out: this is the hot path
             self._entries.append(entry)
@@ -510,9 +532,12 @@ class Future(Generic[T]):
         if type(callback) is FunctionType:
             token = None
         elif callable(callback):
-            token = object()  # so that entries are told apart without comparing the callbacks
+            token = order.Ticket()  # so that entries are told apart without comparing the callbacks
         else:
             raise _not_callable("add_done_callback", callback)
+        if _watched:
+            token = order.Ticket()
+            order.release(token)
         entry: Entry = (_done if lend_streams else _done_plainly, token, callback)
         if self._state == PENDING:  # `_notify`, written out: this is the hot path
             self._entries.append(entry)
@@ -679,6 +704,8 @@ class Future(Generic[T]):
         """
         try:
             declared = self._declared
+            if _watched:
+                order.release(self)
             if declared is not None and handoff is None:
                 handoff = lend_only(declared)
             del self._declared
@@ -726,6 +753,8 @@ class Future(Generic[T]):
 
     def _notify(self, entry: Entry) -> None:
         """Have *entry* run on completion; now, if the future is complete."""
+        if _watched and isinstance(entry[1], Future):
+            order.release(entry[1])
         if self._state == PENDING:
             self._entries.append(entry)
             # The claimer looks at the entries after publishing: if the future is still pending now,
@@ -766,7 +795,7 @@ class Future(Generic[T]):
             # One that was given up is not: its release may still be on the way.
             gate, thread.gate = thread.gate, None
             if gate is None:
-                gate = allocate_lock()
+                gate = host.allocate_lock()
                 gate.acquire()
             entry: Entry = (_wake, gate, gate)
             try:
@@ -779,7 +808,7 @@ class Future(Generic[T]):
                     gate.acquire()
                     thread.gate = gate
                 elif gate.acquire(
-                    True, max(0.0, min(deadline - time.monotonic(), threading.TIMEOUT_MAX))
+                    True, max(0.0, min(deadline - host.monotonic(), threading.TIMEOUT_MAX))
                 ):
                     thread.gate = gate
                 else:
@@ -794,6 +823,8 @@ class Future(Generic[T]):
 
     def _deliver(self, stream: object, deadline: float | None) -> T:
         """The outcome of a completed future, handed to the caller's streams."""
+        if _watched:
+            order.acquire(self)
         if stream is not None:
             check_stream(stream)
         if self._state == FENCED:
@@ -912,7 +943,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
             rest = entries[::-1]
             del entries[:]
         entries = _NO_ENTRIES
-        if entry[0] is _done and rest is _NO_ENTRIES and parent._handoff is None:
+        if entry[0] is _done_at_once and rest is _NO_ENTRIES and parent._handoff is None:
             # One callback and no device work: most futures end here, so it is written out.
             account = _local.thread
             depth = account.depth
@@ -970,6 +1001,8 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                 else:
                     break
                 how, target, callback = entry
+                if _watched:
+                    _tell(how, parent, target)
                 if thread is _NOBODY:
                     if how is _wake:
                         entry = None
@@ -998,7 +1031,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     try:
                         result = callback(parent)
                         try:
-                            plain = type(result) in HOST_TYPES
+                            plain = type(result) in _plain_types
                         except TypeError:  # a class that cannot be hashed
                             plain = False
                         if plain:  # as in `set_result`
@@ -1077,6 +1110,14 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
             del interrupt  # the traceback keeps this frame
 
 
+def _tell(how: object, parent: Future[Any], target: object) -> None:
+    """Say that what an entry does comes after the completion, and after the registration."""
+    if how is not _wake:
+        order.acquire(parent)
+        if isinstance(target, (Future, order.Ticket)):
+            order.acquire(target)
+
+
 def _run_late(future: Future[Any], entry: Entry) -> None:
     """Run an entry that was registered on a completed future."""
     deferred = tuple(_local.thread.deferred)
@@ -1149,11 +1190,13 @@ def _help(thread: _Thread, future: Future[Any]) -> None:
 def _then(
     parent: Future[Any], child: Future[Any], callback: Callable[[Future[Any]], object]
 ) -> Future[Any] | None:
+    lent = cast(Handoff, parent._handoff).lend_streams()
     try:
-        with cast(Handoff, parent._handoff).lend_streams():
+        with lent:
             # Settled while the pool streams are current: the child's events belong on them.
             return child if child._settle_value(callback(parent)) else None
     except BaseException as error:
+        lent.take_back()  # a signal on the threshold of `__exit__` keeps it from doing so
         return _fail(parent, child, error)
     finally:
         del child  # see the end of `_run`
@@ -1162,11 +1205,12 @@ def _then(
 def _then_async(
     parent: Future[Any], child: Future[Any], callback: Callable[[Future[Any]], Future[Any]]
 ) -> Future[Any] | None:
+    lent = None if parent._handoff is None else parent._handoff.lend_streams()
     try:
-        if parent._handoff is None:
+        if lent is None:
             inner = callback(parent)
         else:
-            with parent._handoff.lend_streams():
+            with lent:
                 inner = callback(parent)
         if not isinstance(inner, Future):
             raise TypeError(
@@ -1184,6 +1228,8 @@ def _then_async(
             return None
         return child if child._settle_like(inner) else None
     except BaseException as error:
+        if lent is not None:
+            lent.take_back()  # see `_then`
         return _fail(parent, child, error)
     finally:
         del child  # see the end of `_run`
@@ -1199,26 +1245,33 @@ _TO_HOST: Final[tuple[Any, ...]] = ()
 def _copy(parent: Future[Any], child: Future[Any], devices: tuple[Any, ...]) -> Future[Any] | None:
     """Complete *child* with a copy of the value: on the device, if there is one, or on the host."""
     handoff = parent._handoff
+    lent = (handoff or lend_only(())).lend_streams(devices)
     try:
         if parent._state not in (VALUE, FENCED) or (devices is _TO_HOST and handoff is None):
             return child if child._settle_like(parent) else None
-        with (handoff or lend_only(())).lend_streams(devices) as lent:
+        with lent as streams:
             value = parent._result
             copy = to_host(value) if devices is _TO_HOST else to_device(value, *devices)
             # The copies are on these streams and no others, which pinned memory could not tell.
-            return child if child._settle_value(copy, lent) else None
+            return child if child._settle_value(copy, streams) else None
     except BaseException as error:
+        lent.take_back()  # see `_then`
         return _fail(parent, child, error)
     finally:
         del child  # see the end of `_run`
 
 
 def _done(parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]) -> None:
+    lent = cast(Handoff, parent._handoff).lend_streams()
     try:
-        with cast(Handoff, parent._handoff).lend_streams():
+        with lent:
             callback(parent)
     except BaseException as error:
+        lent.take_back()  # see `_then`
         _report(parent, error)
+
+
+_done_at_once: object = _done  # unless somebody watches
 
 
 def _done_plainly(
@@ -1268,7 +1321,7 @@ class Collector:
             none decides, that is the last one's failure, or the list of futures.
     """
 
-    __slots__ = ("_decided_by_success", "_futures", "_left", "collected")
+    __slots__ = ("__weakref__", "_decided_by_success", "_futures", "_left", "collected")
 
     def __init__(self, futures: list[Future[Any]], decided_by_success: bool) -> None:
         self.collected: Future[Any] = Future()
@@ -1286,13 +1339,17 @@ class Collector:
                 if future._state == PENDING or not future._forget(entry):
                     continue
             _run_late(future, entry)
+        if self.collected._state != PENDING:  # and had not been entered everywhere when it was
+            self._leave(futures)
 
     def count(self, future: Future[Any]) -> bool:
         """Take note of a completed future. True if that completed the collected one."""
         succeeded = future._state == VALUE or future._state == FENCED
         if succeeded is not self._decided_by_success:
+            order.release(self)
             if next(self._left):
                 return False
+            order.acquire(self)  # the last one comes after all the others
             if succeeded:
                 return self.collected._settle(VALUE, self._futures, None)
         return self.collected._settle_like(future)
@@ -1300,6 +1357,9 @@ class Collector:
     def abandon(self) -> None:
         """Leave the futures that are still pending."""
         futures, self._futures = self._futures, []
+        self._leave(futures)
+
+    def _leave(self, futures: list[Future[Any]]) -> None:
         entry: Entry = (_count, self, None)
         for future in futures:
             if future._state == PENDING:
@@ -1384,6 +1444,21 @@ def _report(parent: Future[Any], error: BaseException) -> None:
 
     logging.getLogger("gpufut").error("a callback of %r raised", parent, exc_info=error)
     error.__traceback__ = None  # see `_fail`
+
+
+# -- being watched ---------------------------------------------------------------------------------
+
+
+def _on_watch(watched: bool) -> None:
+    """Take no short cuts while somebody watches how threads are ordered: see "Watching"."""
+    global _watched, _taken_at_once, _plain_types, _plain_tests, _done_at_once
+    _taken_at_once = -1 if watched else VALUE
+    _plain_types, _plain_tests = (set(), {}) if watched else (HOST_TYPES, HOST_TESTS)
+    _done_at_once = None if watched else _done
+    _watched = watched
+
+
+order.on_watch(_on_watch)
 
 
 # -- small things ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from gpufut import reactor, runtimes
+from gpufut import order, reactor, runtimes
 from gpufut.arrays import HOST_TESTS, HOST_TYPES, Found, find, mark_opaque
 from gpufut.device import Device, parse_devices
 from gpufut.errors import CaptureError, DeviceUnavailableError, ForkError
@@ -213,8 +213,8 @@ class Handoff:
     """
 
     __slots__ = (
-        "_arrays", "_captured", "_declared", "_devices", "_finished", "_forks", "holds_pinned",
-        "marks",
+        "__weakref__", "_arrays", "_captured", "_declared", "_devices", "_finished", "_forks",
+        "holds_pinned", "marks",
     )  # fmt: skip
 
     def __init__(
@@ -234,7 +234,11 @@ class Handoff:
         self._forks = runtimes.forks()
 
     def __del__(self) -> None:
-        for lane, _, event, capture in self.marks:
+        try:
+            marks = self.marks
+        except AttributeError:  # a signal struck before it was made
+            return
+        for lane, _, event, capture in marks:
             if capture is None:
                 lane.events.give_back(event)
 
@@ -308,7 +312,7 @@ class Handoff:
 
     def _hand_to(self, lane: Lane, handle: StreamHandle, capture: int | None) -> None:
         """Order one stream after the value, and the memory's reuse after the stream."""
-        if not self._finished:
+        if not self._has_finished():
             for mark in self.marks:
                 if capture is not None and mark.capture != capture:
                     continue  # it has finished: see `_check_capture`
@@ -452,12 +456,13 @@ class Handoff:
             CaptureError: The work was captured into a graph: it runs when the graph is launched.
             The driver's error, if the device has failed.
         """
-        if self._finished:
+        if self._has_finished():
             return True
         self._check_host()
         for lane, _, event, _ in self.marks:
             if not lane.runtime.query(lane.device.index, event):
                 return False
+        order.release(self)
         self._finished = True
         return True
 
@@ -467,13 +472,14 @@ class Handoff:
         Raises:
             As `query`.
         """
-        if self._finished:
+        if self._has_finished():
             return True
         self._check_host()
         deadline = deadline_after(timeout)
         for lane, _, event, _ in self.marks:
             if not lane.runtime.synchronize(lane.device.index, event, seconds_until(deadline)):
                 return False
+        order.release(self)
         self._finished = True
         return True
 
@@ -483,6 +489,12 @@ class Handoff:
         In the reactor's thread.
         """
         reactor.watch(self.query, tell)
+
+    def _has_finished(self) -> bool:
+        """Whether somebody, perhaps in another thread, has seen the work finished."""
+        if self._finished:
+            order.acquire(self)
+        return self._finished
 
     def _check_host(self) -> None:
         """Raise if the host cannot ask for the work."""
@@ -564,12 +576,13 @@ class LentStreams:
         try:
             return self._lend()
         except BaseException as error:
-            self._take_back()
+            self.take_back()
             if not isinstance(error, Exception) or isinstance(error, (ForkError, CaptureError)):
                 raise
             try:
                 before_blocking()
                 self._handoff.synchronize(None)
+                self._handoff.wait_on()  # which keeps the memory, too
             except Exception:  # the device has failed: there is no work to wait for
                 pass
             return None
@@ -580,7 +593,7 @@ class LentStreams:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._take_back()
+        self.take_back()
 
     def _lend(self) -> list[Stream] | None:
         handoff = self._handoff
@@ -598,7 +611,8 @@ class LentStreams:
         push_current(streams, self._undo)
         return [Stream(*lent) for lent in streams.items()]
 
-    def _take_back(self) -> None:
+    def take_back(self) -> None:
+        """What leaving the context does. A second time it does nothing."""
         try:
             _surely(pop_current, self._undo)
         finally:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import atexit
 import sys
 import threading
-import time
-from _thread import allocate_lock, get_ident
+from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from gpufut import runtimes
+from gpufut import host, order, runtimes
 from gpufut.errors import ForkError
 
 __all__ = ["before_blocking", "watch"]
@@ -29,7 +28,7 @@ _LONGEST: Final = 1e-3
 class _Watched:
     """Something that will finish, who is to be told, and when to look again."""
 
-    __slots__ = ("due", "finished", "interval", "tell")
+    __slots__ = ("__weakref__", "due", "finished", "interval", "tell")
 
     def __init__(
         self,
@@ -44,12 +43,13 @@ class _Watched:
 
     def look(self) -> bool:
         """True if it has finished and whoever waits was told."""
-        if self.due > time.monotonic():
+        if self.due > host.monotonic():
             return False
+        order.acquire(self)
         error: BaseException | None = None
         try:
             if not self.finished():
-                self.due = time.monotonic() + self.interval
+                self.due = host.monotonic() + self.interval
                 return False
         except BaseException as raised:
             error = raised.with_traceback(None)  # its frames hold what is watched
@@ -77,7 +77,7 @@ class _Reactor:
         self._watched: deque[_Watched] = deque()
         # Released to ring: there is something new, or `_stopping` was set. A lock, because waiting
         # for a queue.SimpleQueue with a timeout can, in CPython 3.11, last for ever.
-        self._bell = allocate_lock()
+        self._bell = host.allocate_lock()
         self._bell.acquire()
         self._stopping = False
         self._permit = deque([None])  # taken by whoever starts the first thread
@@ -103,7 +103,7 @@ class _Reactor:
         # does not outlive the interpreter's drivers.
         before, self._thread = (
             self._thread,
-            threading.Thread(target=self._main, name="gpufut-reactor", daemon=True),
+            host.Thread(target=self._main, name="gpufut-reactor", daemon=True),
         )
         try:
             self._thread.start()
@@ -140,9 +140,11 @@ class _Reactor:
 
         Where it is not, it ends.
         """
-        orphaned = list(self._watched)
-        self._watched.clear()
-        for watched in orphaned:
+        while self._watched:
+            try:
+                watched = self._watched.popleft()
+            except IndexError:  # the thread has it in its hands
+                break
             watched.report(error)
         self._stopping = True
         self._ring()
@@ -165,7 +167,10 @@ class _Reactor:
             # After counting: what is counted may need a runtime that has come meanwhile.
             prepared = runtimes.prepare_helper_thread(prepared)
             for _ in range(count):
-                watched = self._watched.popleft()
+                try:
+                    watched = self._watched.popleft()
+                except IndexError:  # see `fail_all`
+                    break
                 if watched.look():
                     pause = _SHORTEST
                 else:
@@ -202,7 +207,9 @@ def watch(
     Raises:
         RuntimeError: The system gives no thread. It is not watched then.
     """
-    _reactor.watch(_Watched(finished, tell, interval))
+    watched = _Watched(finished, tell, interval)
+    order.release(watched)
+    _reactor.watch(watched)
 
 
 def before_blocking() -> None:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, cast
 
-from gpufut import reactor, runtimes
+from gpufut import host, order, reactor, runtimes
 from gpufut.device import Device, parse_device
 from gpufut.errors import CaptureError, DeviceUnavailableError
 from gpufut.frameworks import Framework, Owner, loaded, stream_of, stream_types
@@ -206,7 +205,7 @@ class StreamPool:
                 if self._all:
                     self.shared_lends += 1
                     return self._all[next(self._sharing) % len(self._all)]
-                time.sleep(0)  # another thread is about to create the first one
+                host.sleep(0)  # another thread is about to create the first one
             else:
                 borrowed += [(self, handle)]
                 self.busy_lends += 1
@@ -326,6 +325,30 @@ class _Hold:
             return True
 
 
+class _Passing(NamedTuple):
+    """Held memory that nobody else refers to any more, and the events that have to come first.
+
+    Who looks for them may be in another thread than who recorded them. *ticket* tells whoever
+    watches how threads are ordered.
+    """
+
+    owner: object
+    marks: list[tuple[Lane, EventHandle]]
+    ticket: order.Ticket
+
+    def is_over(self) -> bool:
+        """Whether nothing that was enqueued can still read the memory."""
+        order.acquire(self.ticket)
+        for lane, event in self.marks:
+            try:
+                if not lane.runtime.query(lane.device.index, event):
+                    return False
+            except Exception:
+                if not lane.runtime.has_failed(lane.device.index):
+                    return False
+        return True
+
+
 # References to the owner of held memory while `_Hold.is_shared` looks: the hold's own, and the
 # argument of getrefcount. Anything above is somebody who may still use it.
 _REFERENCES_OF_A_HOLD: Final = 2
@@ -357,7 +380,7 @@ class Holds:
         self._interval = interval
         self._unwatched = deque([None])  # taken by whoever asks the reactor to sweep
         self._holds: dict[int, _Hold] = {}
-        self._passing: dict[int, tuple[object, list[tuple[Lane, EventHandle]]]] = {}
+        self._passing: dict[int, _Passing] = {}
         self._order: deque[int] = deque()
 
     def __len__(self) -> int:
@@ -375,7 +398,8 @@ class Holds:
             for hold in list(self._holds.values())
         )
         return waiting + sum(
-            any(each is lane for each, _ in marks) for _, marks in list(self._passing.values())
+            any(each is lane for each, _ in passing.marks)
+            for passing in list(self._passing.values())
         )
 
     def keep(self, owner: Owner, lane: Lane, handle: StreamHandle) -> None:
@@ -428,52 +452,52 @@ class Holds:
             if hold is not None and not hold.is_shared():
                 self._let_pass(key, hold)
             passing = self._passing.get(key)
-            if passing is not None and _have_passed(passing[1]):
+            if passing is not None and passing.is_over():
                 self._let_go(key)
             del hold, passing  # their owner's last reference may be here
 
     def _let_pass(self, key: int, hold: _Hold) -> None:
         """Nobody can enqueue more: mark what is enqueued."""
+        order.is_last_user(True)
+        try:
+            self._mark(key, hold)
+        finally:
+            order.is_last_user(False)
+
+    def _mark(self, key: int, hold: _Hold) -> None:
         marks: list[tuple[Lane, EventHandle]] = []
-        for (lane, handle), failures in list(hold.streams.items()):
-            device = lane.device.index
-            try:
-                if lane.runtime.capture(device, handle) is None:
-                    marks.append((lane, lane.events.record(handle)))
-                    continue
-            except CaptureError:  # the default stream, while others are captured
-                pass
-            except Exception:
-                if failures >= _MOST_FAILURES or lane.runtime.has_failed(device):
-                    continue
-                hold.streams[lane, handle] = failures + 1
-            # Another time. An event recorded in a capture would never come.
-            for other, recorded in marks:
-                other.events.give_back(recorded)
-            return
-        passing = (hold.owner, marks)
-        if self._passing.setdefault(key, passing) is passing:
-            self._holds.pop(key, None)
-        else:  # another thread was quicker
-            for lane, event in marks:
-                lane.events.give_back(event)
+        ours = True  # whatever strikes until others may let go of them, the events go back
+        try:
+            for (lane, handle), failures in list(hold.streams.items()):
+                device = lane.device.index
+                try:
+                    if lane.runtime.capture(device, handle) is None:
+                        marks.append((lane, lane.events.record(handle)))
+                        continue
+                except CaptureError:  # the default stream, while others are captured
+                    pass
+                except Exception:
+                    if failures >= _MOST_FAILURES or lane.runtime.has_failed(device):
+                        continue
+                    hold.streams[lane, handle] = failures + 1
+                return  # another time; an event recorded in a capture would never come
+            passing = _Passing(hold.owner, marks, order.Ticket())
+            order.release(passing.ticket)
+            ours = False
+            if self._passing.setdefault(key, passing) is passing:
+                self._holds.pop(key, None)
+                return
+            ours = True  # another thread was quicker
+        finally:
+            if ours:
+                for lane, event in marks:
+                    lane.events.give_back(event)
 
     def _let_go(self, key: int) -> None:
         passed = self._passing.pop(key, None)
         if passed is not None:
-            for lane, event in passed[1]:
+            for lane, event in passed.marks:
                 lane.events.give_back(event)
-
-
-def _have_passed(marks: list[tuple[Lane, EventHandle]]) -> bool:
-    for lane, event in marks:
-        try:
-            if not lane.runtime.query(lane.device.index, event):
-                return False
-        except Exception:
-            if not lane.runtime.has_failed(lane.device.index):
-                return False
-    return True
 
 
 class Manager:
@@ -775,4 +799,8 @@ def stream(stream: object) -> Iterator[Stream]:
         push_current({resolved.device: resolved.handle}, undo)
         yield _made(*resolved)
     finally:
-        pop_current(undo)
+        try:
+            pop_current(undo)
+        except BaseException:  # a signal on its threshold; a second time it does nothing
+            pop_current(undo)
+            raise

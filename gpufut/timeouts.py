@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
+
+from gpufut import host
 
 __all__ = ["deadline_after", "poll", "seconds_until"]
 
@@ -26,12 +27,12 @@ def deadline_after(timeout: float | None) -> float | None:
         raise TypeError(f"a timeout is a number of seconds or None, got {timeout!r}")
     if not seconds >= 0:  # also catches NaN
         raise ValueError(f"a timeout is 0 or more seconds, or None for no limit; got {timeout!r}")
-    return time.monotonic() + seconds
+    return host.monotonic() + seconds
 
 
 def seconds_until(deadline: float | None) -> float | None:
     """The timeout that is left of a deadline."""
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+    return None if deadline is None else max(0.0, deadline - host.monotonic())
 
 
 # How `poll` asks: so often without a pause, then with pauses between these seconds.
@@ -54,6 +55,6 @@ def poll(finished: Callable[[], bool], timeout: float | None) -> bool:
             return False
         asked += 1
         if asked > _AT_ONCE:
-            time.sleep(pause if left is None else min(pause, left))
+            host.sleep(pause if left is None else min(pause, left))
             pause = min(pause * 1.25, _LONGEST)
     return True

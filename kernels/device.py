@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
 from numba import config, cuda
 
 __all__ = [
@@ -18,6 +19,10 @@ __all__ = [
 ]  # fmt: skip
 
 SIMULATED: Final = bool(config.ENABLE_CUDASIM)
+
+if not hasattr(np, "row_stack"):
+    # numba-cuda up to 0.30 asks for this name when it first compiles; NumPy 2.5 has dropped it.
+    vars(np)["row_stack"] = np.vstack
 
 # Kernels work with any grid. The simulator starts a thread of the host for each of the device's, so
 # there it is as small as can be with several blocks of several threads.

@@ -161,6 +161,8 @@ def spawn() -> Iterator[Spawn]:
 
 RunProgram = Callable[[str], "subprocess.CompletedProcess[str]"]
 
+_PATH = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+
 
 @pytest.fixture
 def run_program() -> RunProgram:
@@ -170,7 +172,7 @@ def run_program() -> RunProgram:
         return subprocess.run(
             [sys.executable, "-X", "faulthandler", "-W", "error", "-c", source],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_PATH)},
             check=False,
             capture_output=True,
             text=True,

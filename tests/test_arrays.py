@@ -459,6 +459,19 @@ def test_an_error_in_a_container_of_its_users_is_not_the_searchs(array, register
     assert found_in([Fetching(), array]) == [array]
 
 
+def test_items_that_cannot_be_read_do_not_hide_the_attributes_beside_them(array):
+    class Unreadable(np.ndarray):
+        beside: Any
+
+        def ravel(self, *arguments: Any) -> Any:
+            raise RuntimeError("out of reach")
+
+    value = np.empty(2, object).view(Unreadable)
+    value.beside = array
+
+    assert found_in([value]) == [array]
+
+
 class PropertyArgs(Failure):
     @property
     def args(self) -> Any:  # type: ignore[override]
@@ -697,6 +710,19 @@ def test_registered_items_may_come_from_a_generator_and_be_made_on_the_way(array
     register_container(Lazy, lambda lazy: (Plain([array]) for _ in range(3)))
 
     assert found_in([Lazy(), Lazy()]) == [array]
+
+
+def test_an_item_made_on_the_way_is_not_taken_for_one_that_has_gone(machine, registered):
+    """Its address, by which the search knows what it has seen, may be that of a former one."""
+
+    class Lazy:
+        def __init__(self, level: int) -> None:
+            self.level = level
+
+    arrays = [machine.plain.array([float(level)]) for level in range(20)]
+    register_container(Lazy, lambda lazy: [arrays[lazy.level], *map(Lazy, range(lazy.level)[-1:])])
+
+    assert set(map(id, found_in(Lazy(19)))) == set(map(id, arrays))
 
 
 @pytest.mark.parametrize(

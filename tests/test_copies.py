@@ -148,6 +148,19 @@ def test_a_copy_on_another_device_is_ordered_on_both(machine):
     assert copy.get().tolist() == [3.0]
 
 
+def test_a_copy_on_another_device_comes_after_what_its_memory_was_used_for_before(machine):
+    source = machine.tracking.array([3.0], device=0)
+    before = machine.tracking.array([1.0], device=1)
+    block = before.memory.lease.block
+    machine.tracking.current_stream(1).launch(lambda _: None, reads=[before])
+    del before
+
+    copy = copies.to_device(source, SECOND)
+
+    assert copy.memory.lease.block is block
+    assert copy.get().tolist() == [3.0]
+
+
 def test_a_device_of_another_type_is_refused_with_the_way_round(machine):
     with pytest.raises(TypeError, match="to_host"):
         copies.to_device(machine.plain.array([1.0]), Device("cuda", 0))

@@ -30,6 +30,7 @@ from gpufut import (
     Manager,
     collect_all,
     collect_any,
+    host,
     set_manager,
     sim,
     wait_all,
@@ -510,7 +511,7 @@ def test_an_interrupted_wait_leaves_nothing_behind(monkeypatch):
 
     future: Future[int] = Future()
     monkeypatch.setattr(gpufut.future._local.thread, "gate", None)
-    monkeypatch.setattr(gpufut.future, "allocate_lock", Interrupted)
+    monkeypatch.setattr(host, "allocate_lock", Interrupted)
 
     for timeout in (None, 10.0):
         with pytest.raises(KeyboardInterrupt):

@@ -22,10 +22,13 @@ from gpufut import (
     Manager,
     Stream,
     get_manager,
+    host,
+    runtimes,
     set_manager,
     sim,
 )
 from gpufut.device import parse_devices
+from gpufut.frameworks import Owner
 from gpufut.frameworks.sim import SimLibrary
 from gpufut.handoff import Handoff, record, resolve_streams
 
@@ -137,6 +140,27 @@ def test_a_raw_handle_that_could_be_on_several_devices_is_refused(machine):
     assert marks_of(record(None, declared, [stream.handle])) == [("sim:1", stream.handle)]
 
 
+def test_a_stream_of_two_names_is_one_stream(machine, monkeypatch):
+    """As CUDA's legacy default stream, which the libraries call 0 and the driver 1."""
+    array, stream = machine.plain.array([1.0]), machine.stream()
+    runtime = runtimes.get("sim")
+    monkeypatch.setattr(type(runtime), "canonical", lambda self, name: name or stream.handle)
+
+    handoff = record(array, None, resolve_streams([0, stream, Stream(FIRST, 0)]))
+
+    assert marks_of(handoff) == [("sim:0", stream.handle)]
+
+
+def test_the_stream_that_an_array_itself_names_is_recorded_too(machine, monkeypatch):
+    """As arrays do by ``__cuda_array_interface__``, and Numba's, which have no current stream."""
+    array, stream = machine.plain.array([1.0]), machine.stream()
+    monkeypatch.setattr(SimLibrary, "works_on_any_stream", True)
+    monkeypatch.setattr(SimLibrary, "exported_stream", lambda self, array: stream.handle)
+
+    here = machine.default_stream(0).handle
+    assert marks_of(record(array)) == [("sim:0", here), ("sim:0", stream.handle)]
+
+
 def test_only_the_arrays_that_are_named_count(machine):
     here, there = machine.plain.array([1.0]), machine.plain.array([1.0], 1)
 
@@ -181,6 +205,22 @@ def test_pinned_memory_whose_streams_are_named_is_recorded_there_and_nowhere_els
 
     assert marks_of(record(pinned, None, resolve_streams([stream]))) == [("sim:0", stream.handle)]
     assert machine.stats.records == 1
+
+
+def test_pinned_memory_is_kept_for_the_copy_into_it_even_if_nobody_waits(machine, monkeypatch):
+    """Its allocators would give it to somebody else at once; the machine's has to be told so."""
+    monkeypatch.setattr(SimLibrary, "keep_memory", lambda self, array, *where: Owner(array))
+    source, gate, stream = held(machine)
+    pinned = machine.pinned(source.shape, source.dtype)
+    stream.copy(pinned, source)
+    future: Future[Any] = Future()
+    future.set_result(pinned, streams=[stream])
+    del future, pinned
+
+    assert get_manager().sweep() == 1
+    gate.open()
+    stream.synchronize()
+    assert get_manager().sweep() == 0
 
 
 def test_libraries_are_asked_once_for_their_devices_however_much_is_pinned(machine, monkeypatch):
@@ -364,6 +404,24 @@ def test_a_finished_hand_off_asks_the_device_no_more(machine):
     future.synchronize()
 
     assert (machine.stats.queries, machine.stats.host_syncs) == (queries, syncs)
+
+
+def test_a_timeout_is_for_all_events_of_a_value_together(machine, monkeypatch):
+    future: Future[Any] = Future()
+    future.set_result([machine.plain.array([1.0]), machine.plain.array([1.0], 1)])
+    now, timeouts = 100.0, []
+
+    def take_three_seconds(self: object, device: int, event: object, timeout: float) -> bool:
+        nonlocal now
+        now += 3.0
+        timeouts.append(timeout)
+        return True
+
+    monkeypatch.setattr(host, "monotonic", lambda: now)
+    monkeypatch.setattr(type(runtimes.get("sim")), "synchronize", take_three_seconds)
+    future.synchronize(timeout=10.0)
+
+    assert timeouts == [10.0, 7.0]
 
 
 def test_a_failed_device_is_reported_to_who_asks_and_to_who_waits_for_it(machine):

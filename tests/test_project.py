@@ -61,7 +61,9 @@ def test_c7_a_value_with_no_device_array_loads_no_framework():
     loaded = modules_loaded_by(
         "from gpufut import Future, collect_all\n"
         "future = Future()\n"
-        "child = future.then(lambda f: [f.value(), {'text': b'', 'pair': (1, 2.5, None)}])\n"
+        "class Record: pass\n"
+        "record = Record(); record.number = 3\n"
+        "child = future.then(lambda f: [f.value(), record, {'text': b'', 'pair': (1, 2.5)}])\n"
         "future.set_result({'answer': 42})\n"
         "collect_all([future, child]).wait()"
     )

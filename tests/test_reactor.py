@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from gpufut import Future, Manager, reactor, runtimes, set_manager, sim
+from gpufut import Future, Manager, host, reactor, runtimes, set_manager, sim
+from tests.worlds import until
 
 PATIENCE = 20.0  # seconds; only a failing test waits so long
 
@@ -108,6 +109,7 @@ def test_an_error_of_the_question_is_the_answer():
     reactor.watch(finished, told)
 
     assert told.wait() == [error]
+    assert error.__traceback__ is None, "its frames hold what was watched"
 
 
 def test_all_that_are_watched_come_to_their_end_in_any_order():
@@ -400,7 +402,7 @@ def test_many_threads_may_ask_at_the_same_time_and_one_is_started(monkeypatch):
 def test_an_interval_is_kept_between_two_looks(monkeypatch):
     """By a clock of the test: real time does not matter."""
     now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(host, "monotonic", lambda: now[0])
     looks: list[float] = []
     told = Told()
 
@@ -525,3 +527,21 @@ def test_a_forked_child_watches_for_itself():
     """
     printed = run_program(textwrap.dedent(MACHINE) + textwrap.dedent(text))
     assert printed == "child True\nparent True\n"
+
+
+def test_a_reactor_that_a_fork_has_orphaned_ends_its_thread_where_there_is_one():
+    """As where a fork is only played. In a child there is none."""
+    own, told, error = reactor._Reactor(), Told(), RuntimeError("forked")
+    own.watch(reactor._Watched(lambda: False, told, 0.0))
+    thread = own._thread
+    assert thread is not None
+
+    def told_off() -> bool:  # the thread may have it in its hands, and take it on
+        own.fail_all(error)
+        return bool(told.errors)
+
+    until(told_off, "the end of the watching")
+
+    assert told.errors == [error]
+    thread.join(PATIENCE)
+    assert not thread.is_alive()

@@ -251,6 +251,18 @@ def test_out_of_streams_the_ones_that_are_there_will_do(machine):
     assert third.done()
 
 
+def test_a_stream_that_could_not_be_created_may_be_created_another_time(machine):
+    with_manager(stream_limit=2)
+    array = machine.plain.array([1.0])
+    with machine.gate() as gate:
+        first = completed(array).then(lambda f: occupied(machine, gate))
+        machine.fail_next("create_stream", RuntimeError("no more"))
+        second = completed(array).then(lambda f: lent(machine).handle)
+        third = completed(array).then(lambda f: lent(machine).handle)
+
+        assert second.value() == first.value() != third.value()
+
+
 @pytest.mark.parametrize("call", ["create_stream", "wait"])
 def test_callbacks_are_called_even_if_no_stream_can_be_lent(machine, call):
     future: Future[Any] = Future()
@@ -382,6 +394,23 @@ def test_memory_is_held_until_all_its_consumers_have_passed(machine):
     assert memory() is None
 
 
+def test_memory_is_held_by_a_handle_that_means_the_same_in_every_thread(machine, monkeypatch):
+    """Whoever sweeps may be another thread, in which CUDA's 2 is a default stream of its own."""
+    consumer, after = machine.stream(), machine.stream()
+    names = {consumer.handle: after.handle}
+    runtime = runtime_of("sim")
+    monkeypatch.setattr(type(runtime), "lasting", lambda self, handle: names.get(handle, handle))
+    with machine.gate() as gate:
+        after.hold(gate)
+        memory = handed_on(machine, consumer)
+        consumer.synchronize()
+
+        assert get_manager().sweep() == 1
+        assert memory() is not None
+    after.synchronize()
+    assert get_manager().sweep() == 0
+
+
 def test_work_enqueued_long_after_the_wait_is_waited_for_too(machine):
     consumer = machine.stream()
     array = machine.plain.array([1.0])
@@ -441,14 +470,16 @@ def test_memory_is_held_on_if_the_mark_for_its_consumer_cannot_be_recorded(machi
     assert memory() is None
 
 
-def refuse_to_record(monkeypatch: pytest.MonkeyPatch, stream: sim.Stream) -> None:
+def refuse_to_record(
+    monkeypatch: pytest.MonkeyPatch, stream: sim.Stream, error: BaseException | None = None
+) -> None:
     """Let the driver know nothing any more of a stream, as if its user had destroyed it."""
     runtime = runtime_of("sim")
     record = runtime.record
 
     def refusing(device: int, event: Any, handle: int) -> None:
         if handle == stream.handle:
-            raise RuntimeError("no such stream")
+            raise error or RuntimeError("no such stream")
         record(device, event, handle)
 
     monkeypatch.setattr(runtime, "record", refusing)
@@ -466,6 +497,22 @@ def test_the_events_of_some_consumers_go_back_if_that_of_another_cannot_be_recor
 
     assert memory() is not None
     assert stats().events == stats().events_free
+
+
+def test_the_events_of_some_consumers_go_back_if_ctrl_c_strikes_before_that_of_another(
+    machine, monkeypatch
+):
+    first, second = machine.stream(), machine.stream()
+    handed_on(machine, first, second)
+    with monkeypatch.context() as patch:
+        refuse_to_record(patch, second, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            get_manager().sweep()
+
+    assert stats().events == stats().events_free
+    get_manager().sweep()
+    machine.run()
+    assert get_manager().sweep() == 0
 
 
 def test_a_stream_on_which_nothing_can_be_recorded_is_given_up_in_the_end(machine, monkeypatch):
@@ -760,6 +807,8 @@ def test_what_is_no_manager_cannot_be_set(thing):
 def test_a_device_that_is_not_there_has_no_lane(machine):
     with pytest.raises(DeviceUnavailableError, match="no device sim:7: the last one is sim:1"):
         get_manager().lane(Device("sim", 7))
+    with pytest.raises(DeviceUnavailableError, match="no device sim:2: the last one is sim:1"):
+        get_manager().lane(Device("sim", 2))
     with pytest.raises(DeviceUnavailableError, match="no runtime for devices of type 'abacus'"):
         get_manager().lane(Device("abacus", 0))
 

@@ -59,7 +59,8 @@ class SimLibrary:
             array.record_stream(machine().stream_from_handle(stream))
             return None
         memory = cast(sim.Array, array).memory
-        return None if memory.stream.handle == stream else Owner(memory)
+        # Not the handles: that of a destroyed stream may be another one's by now.
+        return None if memory.stream is machine().stream_from_handle(stream) else Owner(memory)
 
     def devices_in_use(self) -> Iterable[int]:
         active = machine()

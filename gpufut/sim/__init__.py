@@ -27,11 +27,18 @@ from __future__ import annotations
 
 from gpufut.sim.arrays import Array, Library, PinnedArray, PlainArray, TrackingArray
 from gpufut.sim.capture import CaptureMode, Graph
-from gpufut.sim.errors import CaptureError, DeviceError, InvalidHandleError, SimError
+from gpufut.sim.errors import (
+    CaptureError,
+    DeviceError,
+    InvalidHandleError,
+    ReplayError,
+    SimError,
+)
+from gpufut.sim.exploration import Exploration, Failure, Outcome, explore, replay
 from gpufut.sim.machine import Machine, active, on_switch
 from gpufut.sim.memory import POISON_BYTE, Memory, is_poison
 from gpufut.sim.races import Access, RaceError
-from gpufut.sim.schedule import Scheduler
+from gpufut.sim.schedule import Look, Pct, Scheduler
 from gpufut.sim.streams import Event, Gate, Op, Stream
 from gpufut.sim.timeline import HostToken, OpRecord, Stats
 
@@ -43,24 +50,32 @@ __all__ = [
     "CaptureMode",
     "DeviceError",
     "Event",
+    "Exploration",
+    "Failure",
     "Gate",
     "Graph",
     "HostToken",
     "InvalidHandleError",
     "Library",
+    "Look",
     "Machine",
     "Memory",
     "Op",
     "OpRecord",
+    "Outcome",
+    "Pct",
     "PinnedArray",
     "PlainArray",
     "RaceError",
+    "ReplayError",
     "Scheduler",
     "SimError",
     "Stats",
     "Stream",
     "TrackingArray",
     "active",
+    "explore",
     "is_poison",
     "on_switch",
+    "replay",
 ]

@@ -177,7 +177,7 @@ class PinnedArray:
         """
         engine = self._engine
         with engine.lock:
-            engine.judge_host_locked(self.work_view, "read")
+            engine.access_on_host_locked(self.work_view, "read")
             return self.work_view.array(writeable=False).copy()
 
     def set(self, data: npt.ArrayLike) -> None:
@@ -187,8 +187,9 @@ class PinnedArray:
         """
         engine = self._engine
         with engine.lock:
-            engine.judge_host_locked(self.work_view, "write")
+            engine.access_on_host_locked(self.work_view, "write")
             self.work_view.array(writeable=True)[...] = data
+            engine.look_locked()
 
     def busy(self) -> bool:
         """Whether work that writes it is enqueued and has not run.

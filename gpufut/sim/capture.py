@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, get_args
 
-from gpufut.sim.clocks import START, Clock, advanced, joined, knows
+from gpufut.sim.clocks import Lane, advanced, joined, knows
 from gpufut.sim.errors import CaptureError, InvalidHandleError
 from gpufut.sim.memory import Block, Memory, View
 from gpufut.sim.races import Shadow, Site
@@ -33,13 +33,15 @@ _ids = itertools.count(1)
 
 
 class Branch:
-    """How far one stream has come in a capture. Guarded by the machine's lock."""
+    """How far one stream has come in a capture. Guarded by the machine's lock.
 
-    __slots__ = ("clock", "last_op", "seq")
+    `lane` is one for all threads: a graph has the order in which it was told, whoever told it.
+    """
 
-    def __init__(self) -> None:
-        self.seq = 0
-        self.clock: Clock = START
+    __slots__ = ("lane", "last_op")
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
         self.last_op: Op | None = None
 
 
@@ -81,11 +83,11 @@ class Capture:
             self.refuse(
                 908, "a capture is ended in the thread that began it, unless its mode is 'relaxed'"
             )
-        known = self._branches[stream].clock
+        known = self._branches[stream].lane.clock
         loose = [
             str(other.handle)
             for other, branch in self._branches.items()
-            if other is not stream and not knows(known, other.handle, branch.seq)
+            if other is not stream and not knows(known, branch.lane.key, branch.lane.seq)
         ]
         broken, graph = self.broken, self.graph
         if broken is None and not loose:
@@ -128,7 +130,10 @@ class Capture:
             text = f"{stream!r} is a default stream, which cannot be captured"
             self.invalidate(text)
             raise CaptureError(900, text)
-        self._branches[stream] = Branch()
+        host = self._engine.host().known
+        self._branches[stream] = Branch(
+            Lane(stream.key, host, stream.handle, stream.label, stream.device)
+        )
         stream.capture = self
 
     # Refusing
@@ -180,8 +185,8 @@ class Capture:
         host = self._engine.host()
         detector = self._engine.detector
         if detector is not None:
-            branch = self._branches[stream]
-            site = Site(name, stream.handle, stream.device, branch.seq + 1, host.name)
+            lane = self._branches[stream].lane
+            site = Site(name, lane, lane.seq + 1, host.name)
             accesses = [(view, view.access("read", site)) for view in reads]
             accesses.extend((view, view.access("write", site)) for view in writes)
             detector.enqueue(
@@ -189,8 +194,7 @@ class Capture:
                     (self._shadows.setdefault(view.lease.block, Shadow()), access)
                     for view, access in accesses
                 ],
-                branch.clock,
-                START,
+                lane.clock,
             )
         op = self._append_locked(stream, kind, name, host)
         op.fn = fn
@@ -215,21 +219,20 @@ class Capture:
         """What *stream* is told from now on is of this capture, and comes after *dep*."""
         if stream.capture is None:
             self._enter_locked(stream)
-        branch = self._branches[stream]
+        lane = self._branches[stream].lane
         if dep is not None:
-            known = joined(branch.clock, dep.clock)
-            branch.clock = advanced(known, dep.stream.handle, dep.seq)
+            lane.clock = advanced(joined(lane.clock, dep.clock), dep.lane.key, dep.seq)
         # Also if there is nothing to wait for: it is what makes an idle stream one to be joined.
         self._append_locked(stream, "wait", "wait", host).dep = dep
 
     def _append_locked(self, stream: Stream, kind: OpKind, name: str, host: HostThread) -> Op:
         host.time += ENQUEUE_SECONDS
         branch = self._branches[stream]
-        branch.seq += 1
+        branch.lane.seq += 1
         number = len(self._ops) + 1
-        op = Op(stream, kind, name, number=number, launched=host.time, thread=host.name)
-        op.seq = branch.seq
-        op.clock = branch.clock
+        op = Op(
+            stream, branch.lane, kind, name, number=number, launched=host.time, thread=host.name
+        )
         self._ops.append(op)
         branch.last_op = op
         return op
@@ -322,8 +325,10 @@ class Graph:
             if self._ops is None:
                 raise InvalidHandleError("there is no graph: its capture is not over, or failed")
             called = host.time
-            capture = engine.begin_locked(stream)
+            capture = engine.begin_locked(stream, host)
             if capture is None and self._launched is not None:
+                # Two launches of a graph never overlap, and nobody can tell which comes first if
+                # the threads are not ordered. Taken as they come: else each would race with itself.
                 engine.follow_locked(stream, self._launched, host)
             for op in _in_order(self._ops, engine):
                 host.time = called

@@ -1,8 +1,12 @@
-"""Vector clocks: which work of which stream is known to be over, at some point of a program.
+"""Vector clocks: what is known to be over, at some point of a program.
 
-A clock maps a stream's handle to the sequence number of the last operation on that stream that
-comes before the point. Clocks are plain dicts that nobody changes after they were made, so that an
-operation, an event and a host thread may share one without copying it. Pure: no lock, no device.
+A clock maps keys to numbers and knows, of each key, all up to its number. A key stands for a
+`Lane`, that is, for what one host thread enqueues on one stream, or for a host thread. Clocks are
+plain dicts that nobody changes after they were made, so that an operation, an event and a host
+thread may share one without copying it. Pure: no lock, no device.
+
+Each host thread has a clock of its own, and each thread's part of a stream too: that one call came
+before another says nothing about the next run, unless the first thread told the second.
 
 >>> joined({1: 4}, {1: 2, 2: 7})
 {1: 4, 2: 7}
@@ -12,6 +16,7 @@ operation, an event and a host thread may share one without copying it. Pure: no
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -20,20 +25,128 @@ Clock: TypeAlias = Mapping[int, int]
 START: Clock = {}
 """The clock that knows of nothing."""
 
+_keys = itertools.count(1)
+_MOST_PAST = 32  # states of a lane that are told apart
+
 
 def joined(clock: Clock, other: Clock) -> Clock:
     """What *clock* and *other* know together; *clock* itself if *other* adds nothing."""
     if other is clock:
         return clock
-    news = {stream: seq for stream, seq in other.items() if clock.get(stream, 0) < seq}
+    news = {key: number for key, number in other.items() if clock.get(key, 0) < number}
     return {**clock, **news} if news else clock
 
 
-def advanced(clock: Clock, stream: int, seq: int) -> Clock:
-    """*clock*, knowing also that operation *seq* of *stream* is over."""
-    return clock if knows(clock, stream, seq) else {**clock, stream: seq}
+def met(clock: Clock, other: Clock) -> Clock:
+    """What both *clock* and *other* know."""
+    return {key: min(number, other[key]) for key, number in clock.items() if key in other}
 
 
-def knows(clock: Clock, stream: int, seq: int) -> bool:
-    """Whether operation *seq* of *stream* comes before the point that *clock* stands for."""
-    return clock.get(stream, 0) >= seq
+def advanced(clock: Clock, key: int, number: int) -> Clock:
+    """*clock*, knowing also what *key* did up to *number*."""
+    return clock if knows(clock, key, number) else {**clock, key: number}
+
+
+def knows(clock: Clock, key: int, number: int) -> bool:
+    """Whether what *key* did up to *number* comes before the point that *clock* stands for."""
+    return clock.get(key, 0) >= number
+
+
+class HostClock:
+    """What one host thread knows, or all of them together if they share it.
+
+    `epoch` numbers what the thread does between two times that it lets others know: who knows a
+    thread up to an epoch comes after all that the thread did in it. The thread's own clock does not
+    say what it did itself.
+
+    Invariant  `lane` stands for what the thread does itself, on no stream: its numbers are epochs.
+    Lock       none: the thread changes it, and others may read `clock` or `epoch` at any time.
+    """
+
+    __slots__ = ("clock", "epoch", "key", "lane", "name")
+
+    def __init__(self, name: str, clock: Clock) -> None:
+        self.name = name
+        self.key = next(_keys)
+        self.clock = clock
+        self.epoch = 1
+        self.lane = Lane(self.key, self)
+
+    def learn(self, clock: Clock) -> None:
+        """From now on this thread comes after what *clock* knows."""
+        self.clock = joined(self.clock, clock)
+
+    def published(self) -> Clock:
+        """What whoever hears from this thread now knows: all that it knows and did."""
+        # The number first: should a finalizer come in between and do the same, then both have told
+        # of this epoch, and what comes is of the next.
+        clock = {**self.clock, self.key: self.epoch}
+        self.epoch += 1
+        return clock
+
+
+class Lane:
+    """What one host thread enqueues on one stream.
+
+    Work of two lanes of one stream never overlaps, but which comes first is an accident, unless the
+    threads are ordered. So a lane has a clock of its own, and another lane comes after it only as
+    far as the other's thread knows this one's.
+
+    `queue` is what never overlaps with itself: the stream, or the thread. `clock` is what surely
+    comes before the next operation here, `seq` the last one in the count of the whole stream.
+    `seen` is the thread's clock that `clock` contains; `epoch` the thread's when it was last here.
+    `others` are the lanes of the stream, this one among them.
+
+    Lock       the machine's guards all fields.
+    """
+
+    __slots__ = ("clock", "destroyed", "device", "epoch", "handle", "host", "key", "others", "past",
+                 "queue", "seen", "seq", "stream")  # fmt: skip
+
+    def __init__(
+        self,
+        queue: int,
+        host: HostClock,
+        handle: int | None = None,
+        stream: str = "",
+        device: int | None = None,
+        others: Mapping[int, Lane] | None = None,
+    ) -> None:
+        self.key = queue if handle is None else next(_keys)
+        self.queue = queue
+        self.host = host
+        self.handle = handle
+        self.stream = stream
+        self.device = device
+        self.others: Mapping[int, Lane] = {} if others is None else others
+        self.destroyed = False
+        self.clock: Clock = START
+        self.seq = 0
+        self.seen: Clock | None = None
+        self.epoch = 0
+        self.past: list[tuple[int, Clock, int]] = []  # epoch, clock, seq; the oldest first
+
+    def enter_epoch(self) -> None:
+        """The thread is here again, and has told others since it was here last."""
+        if self.epoch:
+            self.past.append((self.epoch, self.clock, self.seq))
+            if len(self.past) > _MOST_PAST:
+                # Whoever knows the older state is taken to know the next one: a race may go
+                # unseen that way, but none is invented.
+                epoch = self.past[0][0]
+                self.past[:2] = [(epoch, *self.past[1][1:])]
+        self.epoch = self.host.epoch
+
+    def add_to(self, clock: Clock, epoch: int) -> Clock:
+        """*clock*, and what comes before who is on this stream and knows the thread to *epoch*."""
+        if epoch >= self.epoch:
+            return advanced(joined(clock, self.clock), self.key, self.seq)
+        for past, known, seq in reversed(self.past):
+            if epoch >= past:
+                return advanced(joined(clock, known), self.key, seq)
+        return clock
+
+
+def stream_key() -> int:
+    """A key for a stream as such: see `Lane.queue`."""
+    return next(_keys)

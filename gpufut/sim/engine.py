@@ -6,19 +6,24 @@ operation runs next is the scheduler's choice; whether an access is a race is th
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+import weakref
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from threading import RLock
 
 from gpufut.sim.capture import Capture, CaptureMode, refuse_unsafe_locked, wait_locked
-from gpufut.sim.clocks import START, Clock, advanced, joined
-from gpufut.sim.errors import DeviceError, InvalidHandleError
-from gpufut.sim.layout import Layout
+from gpufut.sim.clocks import START, Clock, HostClock, Lane, advanced, joined, knows
+from gpufut.sim.errors import DeviceError, InvalidHandleError, without_frames
+from gpufut.sim.layout import Layout, NumpyArray
 from gpufut.sim.memory import Allocator, Block, Memory, View
-from gpufut.sim.races import Access, AccessKind, Detector, Shadow, Site
-from gpufut.sim.schedule import Scheduler
-from gpufut.sim.streams import Event, Gate, Kernel, Mark, Op, OpKind, Stream
+from gpufut.sim.races import Access, AccessKind, Detector, Doubt, Shadow, Site
+from gpufut.sim.schedule import Look, Scheduler
+from gpufut.sim.streams import NO_LANE, Event, Gate, Kernel, Mark, Op, OpKind, Stream
+from gpufut.sim.threads import known_at_start
 from gpufut.sim.timeline import ENQUEUE_SECONDS, HostThread, OpRecord, RecordKind, Stats
 
 FAULTS = (
@@ -26,6 +31,12 @@ FAULTS = (
     "alloc",
 )  # fmt: skip
 """The calls that `fail_next` knows."""
+
+# As they are while nobody watches threads: what the machine does inside orders none.
+_wait = threading.Condition.wait
+_numbers = itertools.count(1)
+
+_MOST_LANES = 64  # of one stream, before those of threads that are no more are made one
 
 
 class Engine:
@@ -35,16 +46,23 @@ class Engine:
                `busy` holds the streams with a queue that is not empty, in the order in which they
                became busy. Every dependency was enqueued before its waiter, so something is always
                runnable unless a closed gate stands in the way.
-    Lock       `lock` guards everything but `host()`. It is re-entrant only because a signal handler
-               may run in a thread that holds it. Kernels run under it; the detector and the
-               scheduler are called under it. No finalizer takes it.
+    Lock       `lock` guards everything but `host()`, and what host threads know, which is each
+               thread's own. It is re-entrant only because a signal handler may run in a thread that
+               holds it. Kernels run under it; the detector and the scheduler are called under it.
+               No finalizer takes it.
+
+    Args:      races: what to do with a race: "raise", "collect" or "off".
+               shared: whether what one host thread knows, all of them do.
     """
 
     def __init__(
-        self, scheduler: Scheduler, detector: Detector | None, gate_timeout: float
+        self, scheduler: Scheduler, *, races: str, shared: bool, gate_timeout: float
     ) -> None:
-        self.lock = threading.RLock()
-        self.detector = detector
+        self.lock = RLock()
+        self.number = next(_numbers)
+        self.detector: Detector | None = None
+        if races != "off":
+            self.detector = Detector(collect=races == "collect", hosts=self.hosts)
         self.gates_expired = 0
         self.counts = dict.fromkeys(Stats._fields, 0)
         self.timeline: list[tuple[RecordKind, str, int | None, int | None, str, float, float,
@@ -53,47 +71,169 @@ class Engine:
         self.touched: set[int] = set()
         self.busy: dict[Stream, None] = {}
         self.captures: list[Capture] = []  # those under way
-        self.clock: Clock = START  # what host threads have seen the end of
+        self.raised: list[Op] = []  # what has made a device fail
         self.scheduler = scheduler
         self._only_needed: bool = getattr(scheduler, "only_needed", False)
-        self._at_enqueue = getattr(scheduler, "at_enqueue", None)
+        self._ahead = getattr(scheduler, "ahead", None)
+        self._timeless: bool = getattr(scheduler, "timeless", False)
         self._gate_timeout = gate_timeout
         self._gate_opened = threading.Condition(self.lock)
         self._failed: dict[int, BaseException] = {}
         self._faults: dict[str, list[Exception]] = {}
         self._running: Op | None = None
         self._number = 0
+        self.streams_made = 0
         self._local = threading.local()
+        self._shared = HostClock("all", START) if shared else None
+        # Of the threads that have had to do with the machine; the first says who lives.
+        self._hosts: deque[tuple[weakref.ref[HostThread], HostClock]] = deque(maxlen=1024)
+        self._by_thread: weakref.WeakKeyDictionary[threading.Thread, HostClock] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._last_words: weakref.WeakKeyDictionary[threading.Thread, Clock] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._ended: list[HostClock] = []  # of threads whose last words were heard
+        if attach := getattr(scheduler, "attach", None):
+            attach(self)
 
     # Host threads
 
     def host(self) -> HostThread:
-        """The calling thread's clock and current streams. Takes no lock."""
+        """The calling thread's clocks and current streams. Takes no lock."""
         try:
             found: HostThread = self._local.host
         except AttributeError:
-            found = self._local.host = HostThread(threading.current_thread().name)
+            found = self._local.host = self._arrive()
         return found
+
+    def _arrive(self) -> HostThread:
+        thread = threading.current_thread()
+        if self._shared is not None:
+            return HostThread(thread.name, self._shared)
+        clock = known_at_start(thread, self.number)
+        known = self._continued(clock) or HostClock(thread.name, clock)
+        known.name = thread.name
+        host = HostThread(thread.name, known)
+        self._by_thread[thread] = known
+        self._hosts.append((weakref.ref(host), known))
+        return host
+
+    def _continued(self, clock: Clock) -> HostClock | None:
+        """What an ended thread knew, for a new one that knows all of that, and goes on with it.
+
+        As if they were one thread: so clocks do not grow with every thread of a program.
+        """
+        for known in tuple(self._ended):
+            if knows(clock, known.key, known.epoch - 1):
+                try:
+                    self._ended.remove(known)
+                except ValueError:  # another new thread was quicker
+                    continue
+                known.clock = clock
+                return known
+        return None
+
+    def hosts(self, *, ended: bool) -> list[HostClock]:
+        """What the host threads know that had to do with the machine; if *ended*, all of them."""
+        if self._shared is not None:
+            return [self._shared]
+        return [known for host, known in tuple(self._hosts) if ended or host() is not None]
+
+    def known_here(self) -> Clock:
+        """What the calling thread knows. Creates nothing: for finalizers."""
+        if self._shared is not None:
+            return self._shared.clock
+        host: HostThread | None = getattr(self._local, "host", None)
+        return START if host is None else host.known.clock
+
+    def publish(self) -> tuple[int, Clock]:
+        """What the calling thread lets others know by telling them, and its key."""
+        known = self.host().known
+        return known.key, known.published()
+
+    def learn(self, clock: Clock) -> None:
+        """The calling thread comes after a point where others knew *clock*."""
+        self.host().known.learn(clock)
+
+    def learn_from(self, thread: threading.Thread) -> None:
+        """The calling thread comes after all that *thread* did, which has ended."""
+        known = self._by_thread.get(thread)
+        if known is not None:
+            # Whoever comes first lets it speak; after that another thread may go on with its clock.
+            self._last_words.setdefault(thread, known.published())
+            if self._by_thread.pop(thread, None) is not None:
+                self._ended.append(known)
+        self.learn(self._last_words.get(thread, START))
 
     def note(self, kind: RecordKind, name: str, host: HostThread, start: float) -> None:
         """Put what a host thread did since *start* on the timeline."""
         self.timeline.append((kind, name, None, None, host.name, start, start, host.time))
         self.elapsed = max(self.elapsed, host.time)
 
-    def acquire(self, clock: Clock, seconds: float) -> None:
-        """The calling thread goes on from a point where others knew *clock*."""
-        host = self.host()
-        host.time = max(host.time, seconds)
-        with self.lock:
-            self.clock = joined(self.clock, clock)
+    def _seen_locked(
+        self, host: HostThread, asked: Iterable[Stream | Event], mark: Mark | None
+    ) -> Clock:
+        """What *host* knows when it has seen the end of what it asks for now: of events, *mark*.
 
-    def _observe_locked(self, host: HostThread, op: Op | None, seconds: float) -> None:
-        """*host* has seen the end of *op*, or of nothing: later work comes after it."""
-        if op is None:
-            host.time = max(host.time, seconds)
+        Only what it surely comes after: in another run it may ask before others have enqueued or
+        recorded what they have by now in this one.
+        """
+        known = host.known
+        clock = known.clock
+        for each in asked:
+            if isinstance(each, Stream):
+                clock = joined(clock, each.known)
+                for key, lane in each.lanes.items():
+                    mine = lane.host is known
+                    clock = lane.add_to(clock, known.epoch if mine else known.clock.get(key, 0))
+                if len(each.lanes) > 1 or each.lane.host is not known:
+                    text = f"stream {each.label} was waited for"
+                    self._doubt_work_locked(text, each, clock, host)
+            elif mark is not None:
+                seen = each.surely_captured_locked(mark, known)
+                if seen is not None:
+                    clock = joined(clock, seen)
+                if not mark.is_known_to(known):
+                    text = f"event {each.handle} was waited for"
+                    self._doubt_record_locked(text, each, mark, host, known.lane, known.epoch)
+        return clock
+
+    def _doubt_record_locked(
+        self, text: str, event: Event, mark: Mark, host: HostThread, reached: Lane, number: int
+    ) -> None:
+        """*host* waits for what *mark* captured, perhaps before there is such a record."""
+        if self.detector is None:
             return
-        host.time = max(host.time, seconds, op.end)
-        self.clock = advanced(joined(self.clock, op.clock), op.stream.handle, op.seq)
+        seen, thread = mark.seen(), mark.lane.host.name
+        text += (
+            f" perhaps before its record: nothing orders that call of thread {host.name} after the "
+            f"record by thread {thread}"
+        )
+        self.detector.doubt(Doubt(seen, reached, number, text, host.name))
+        for older in reversed(event.older):
+            if older.is_known_to(host.known):
+                text = (
+                    f"event {event.handle} was recorded again, on stream {mark.lane.stream}, by "
+                    f"thread {thread}, perhaps before thread {host.name} waited for what it stood "
+                    "for before: give each record an event of its own"
+                )
+                self.detector.doubt(Doubt(older.seen(), reached, number, text, None))
+                return
+
+    def _doubt_work_locked(self, text: str, stream: Stream, clock: Clock, host: HostThread) -> None:
+        """*host*, at *clock*, waits for *stream*, perhaps before others have enqueued there."""
+        if self.detector is None:
+            return
+        known = host.known
+        for lane in stream.lanes.values():
+            if lane.host is not known and not knows(clock, lane.key, lane.seq):
+                why = (
+                    f"{text} perhaps before {{op}} was enqueued there: nothing orders that call of "
+                    f"thread {host.name} after that of thread {lane.host.name}"
+                )
+                seen = advanced(lane.clock, lane.key, lane.seq)
+                self.detector.doubt(Doubt(seen, known.lane, known.epoch, why, host.name))
 
     # Enqueueing
 
@@ -107,25 +247,28 @@ class Engine:
         reads: Sequence[View],
         writes: Sequence[View],
         duration: float,
+        lands: NumpyArray | None = None,
     ) -> Op:
-        """Judge and enqueue a kernel or a copy."""
+        """Judge and enqueue a kernel or a copy; one that *lands* where the host may look."""
         host = self.host()
         with self.lock:
-            capture = self.begin_locked(stream)
+            capture = self.begin_locked(stream, host)
             if capture is not None:
                 return capture.submit_locked(
                     stream, kind, name, fn, reads=reads, writes=writes, duration=duration
                 )
             if self.detector is not None and (reads or writes):
-                site = Site(name, stream.handle, stream.device, stream.seq + 1, host.name)
-                self.detector.enqueue(_accesses(site, reads, writes), stream.clock, self.clock)
+                lane = stream.lane
+                site = Site(name, lane, stream.seq + 1, host.name)
+                self.detector.enqueue(_accesses(site, reads, writes), lane.clock)
             self.counts["copies" if kind == "copy" else "launches"] += 1
             op = self._append_locked(stream, kind, name, host)
             op.fn = fn
             op.reads = reads
             op.writes = writes
             op.duration = duration
-            self._settle_locked()
+            op.lands = lands
+            self.look_locked()
         return op
 
     def record(self, event: Event, stream: Stream) -> None:
@@ -139,11 +282,25 @@ class Engine:
                     f"event {event.handle} of device {event.device} cannot be recorded on "
                     f"{stream!r}; an event is recorded on streams of its own device"
                 )
-            capture = self.begin_locked(stream)
+            capture = self.begin_locked(stream, host)
+            lane = stream.lane
             last = stream.last_op if capture is None else capture.last_locked(stream)
             self.counts["records"] += 1
             host.time += ENQUEUE_SECONDS
-            event.mark = Mark(last, host.time, capture)
+            clock = lane.clock
+            if host.is_last_user and last is not None:
+                clock = joined(clock, last.all_before())
+            before = event.mark
+            if before is not None and before.capture is None and len(self._hosts) > 1:
+                event.older.append(before)
+            event.mark = mark = Mark(last, host.time, capture, lane, clock, host.known.epoch)
+            if event.waited is not None:
+                self._doubt_empty_wait_locked(event, mark, *event.waited)
+                event.waited = None
+            if len(stream.lanes) > 1:
+                text = f"event {event.handle} was recorded on stream {stream.label}"
+                self._doubt_work_locked(text, stream, clock, host)
+            self.look_locked()
 
     def destroy_event(self, event: Event) -> None:
         """See `Event.destroy`."""
@@ -161,10 +318,12 @@ class Engine:
             event.check_alive(self)
             if stream.engine is not self:
                 raise InvalidHandleError(f"{stream!r} is of another machine")
-            capture = self.begin_locked(stream)
+            capture = self.begin_locked(stream, host)
             self.counts["waits"] += 1
             mark = event.mark
+            lane = stream.lane
             if mark is None:
+                event.waited = lane, stream.seq
                 host.time += ENQUEUE_SECONDS
                 return
             # What another thread recorded cannot be waited for before it was recorded.
@@ -176,15 +335,33 @@ class Engine:
             if dep is None or dep.stream is stream:
                 host.time += ENQUEUE_SECONDS
                 return
-            self.follow_locked(stream, dep, host)
-            self._settle_locked()
+            seen = event.surely_captured_locked(mark, host.known)
+            if seen is not None:
+                lane.clock = joined(lane.clock, seen)
+            # Enqueued even if it is done already, so that a record after it carries what it knows.
+            op = self._append_locked(stream, "wait", "wait", host)
+            op.dep = dep
+            if not mark.is_known_to(host.known):
+                text = f"stream {stream.label} was told to wait for event {event.handle}"
+                self._doubt_record_locked(text, event, mark, host, lane, op.seq)
+            self.look_locked()
 
     def follow_locked(self, stream: Stream, dep: Op, host: HostThread) -> None:
         """What is enqueued on *stream* from now on runs after *dep*, an operation of another."""
-        known = joined(stream.clock, dep.clock)
-        stream.clock = advanced(known, dep.stream.handle, dep.seq)
-        # Enqueued even if it is done already, so that a record after it carries what it knows.
+        lane = stream.lane
+        lane.clock = advanced(joined(lane.clock, dep.clock), dep.lane.key, dep.seq)
         self._append_locked(stream, "wait", "wait", host).dep = dep
+
+    def _doubt_empty_wait_locked(
+        self, event: Event, mark: Mark, reached: Lane, number: int
+    ) -> None:
+        """*event* is recorded, and was waited for before it was for the first time."""
+        if self.detector is not None:
+            text = (
+                f"stream {reached.stream} was told to wait for event {event.handle} before it was "
+                "recorded, which does nothing: record first"
+            )
+            self.detector.doubt(Doubt(mark.seen(), reached, number, text, None))
 
     def hold(self, stream: Stream, gate: Gate) -> None:
         """See `Stream.hold`."""
@@ -192,61 +369,122 @@ class Engine:
             raise InvalidHandleError("the gate and the stream are of different machines")
         host = self.host()
         with self.lock:
-            capture = self.begin_locked(stream)
+            capture = self.begin_locked(stream, host)
             if capture is not None:
                 capture.hold_locked(stream, gate)
                 return
             if gate.deadline == math.inf:
                 gate.deadline = time.monotonic() + self._gate_timeout
             self._append_locked(stream, "gate", "gate", host).gate = gate
-            self._settle_locked()
+            self.look_locked()
 
-    def begin_locked(self, stream: Stream) -> Capture | None:
-        """Whatever is enqueued now comes after all that host threads have seen the end of.
+    def begin_locked(self, stream: Stream, host: HostThread) -> Capture | None:
+        """Whatever *host* enqueues now comes after all that it knows.
 
-        Returns the capture that it becomes part of, if the stream captures.
+        `stream.lane` is its own from now on. Returns the capture that it becomes part of, if the
+        stream captures.
 
-        Raises:   CaptureError: (901) that capture is invalidated.
+        Raises:   InvalidHandleError: the stream is destroyed.
+                  CaptureError: (901) that capture is invalidated.
         """
         if self._running is not None:
             raise RuntimeError(
                 f"kernel '{self._running.name}' called the machine; a kernel may only compute"
             )
         self.touched.add(stream.device)
-        if stream.host_clock is not self.clock:
-            stream.clock = joined(stream.clock, self.clock)
-            stream.host_clock = self.clock
+        lane, known = stream.lane, host.known
+        if lane.host is not known or lane.seen is not known.clock or lane.epoch != known.epoch:
+            self._enter_lane_locked(stream, known)
         capture = stream.capture
         if capture is not None:
             capture.check_locked()
         return capture
 
+    def _enter_lane_locked(self, stream: Stream, known: HostClock) -> None:
+        """Make the lane of a thread the stream's, with all that the thread knows by now."""
+        stream.check_alive()
+        lane = stream.lanes.get(known.key)
+        if lane is None:
+            if len(stream.lanes) >= _MOST_LANES:
+                self._fold_lanes_locked(stream)
+            lane = Lane(stream.key, known, stream.handle, stream.label, stream.device, stream.lanes)
+            stream.lanes[known.key] = lane
+        if lane.epoch != known.epoch:
+            lane.enter_epoch()
+        if lane.seen is not known.clock:
+            clock = joined(joined(lane.clock, known.clock), stream.known)
+            for key, other in stream.lanes.items():
+                if other is not lane:
+                    clock = other.add_to(clock, known.clock.get(key, 0))
+            lane.clock = clock
+            lane.seen = known.clock
+        stream.lane = lane
+
+    def _fold_lanes_locked(self, stream: Stream) -> None:
+        """Let everybody come after what ended threads have enqueued: their number has no limit.
+
+        A race may go unseen that way, but none is invented.
+        """
+        alive = {known.key for known in self.hosts(ended=False)}
+        for key, lane in tuple(stream.lanes.items()):
+            if key not in alive:
+                stream.known = lane.add_to(stream.known, lane.epoch)
+                del stream.lanes[key]
+
+    def destroy_stream_locked(self, stream: Stream) -> None:
+        """See `Stream.destroy`."""
+        stream.check_alive()
+        stream.destroyed = True
+        stream.lane = NO_LANE  # so that whoever enqueues next finds out
+        for lane in stream.lanes.values():
+            lane.destroyed = True
+
     def _append_locked(self, stream: Stream, kind: OpKind, name: str, host: HostThread) -> Op:
         host.time += ENQUEUE_SECONDS
-        stream.seq += 1
+        lane = stream.lane
+        stream.seq = lane.seq = stream.seq + 1
         self._number += 1
-        op = Op(stream, kind, name, number=self._number, launched=host.time, thread=host.name)
+        op = Op(stream, lane, kind, name, number=self._number, launched=host.time, thread=host.name)
         # In this order nothing is lost to Ctrl-C in between.
         self.busy[stream] = None
         stream.queue.append(op)
         stream.last_op = op
         return op
 
-    def _settle_locked(self) -> None:
-        """Let the schedule run what it runs without being asked."""
-        if self._at_enqueue is None:
+    def look_locked(
+        self,
+        ops: Sequence[Op] = (),
+        devices: Collection[int] = (),
+        view: View | None = None,
+        *,
+        writes: bool = False,
+        polls: bool = False,
+        blocks: bool = False,
+        asked: Op | None = None,
+    ) -> None:
+        """The host looks at the devices: let the schedule run what they have done by now.
+
+        See `Look`. Whoever is about to read how far a device has come has to call this before.
+        """
+        if self._ahead is None or self._running is not None:
             return
-        count = self._at_enqueue()
-        while count > 0 and (ready := self._ready_locked(self.busy)):
-            self._run_locked(self.scheduler.choose(ready, None))
-            count -= 1
+        look = Look(ops, devices, view, writes, polls, blocks, asked)
+        while (op := self._ahead(self.ready_locked(self.busy), look)) is not None:
+            self._run_locked(op)
+
+    def _is_over_locked(self, op: Op) -> bool:
+        """Whether *op* is done, as far as the host may know by now."""
+        if not op.done:
+            self.look_locked((op,))
+        return op.done
 
     # Capturing
 
     def begin_capture(self, stream: Stream, mode: CaptureMode) -> Capture:
         """See `Stream.begin_capture`."""
+        host = self.host()
         with self.lock:
-            under_way = self.begin_locked(stream)
+            under_way = self.begin_locked(stream, host)
             if under_way is not None:
                 under_way.refuse(900, f"{stream!r} captures already")
             capture = Capture(self, stream, mode)
@@ -261,61 +499,80 @@ class Engine:
 
     # Asking and waiting
 
-    def query(self, asked: Stream | Event, op: Op | None, seconds: float, call: str) -> bool:
+    def query(self, asked: Stream | Event, op: Op | None, mark: Mark | None, call: str) -> bool:
         """Whether *op* is done; if not, make one step of progress."""
         host = self.host()
         with self.lock:
             self._trip_locked(call)
             self.counts["queries"] += 1
             self.touched.add(asked.device)
+            self.look_locked(() if op is None else (op,), (asked.device,), polls=True)
             self._raise_if_failed_locked((asked.device,))
             if op is None or op.done:
-                self._observe_locked(host, op, seconds)
+                host.known.learn(self._seen_locked(host, (asked,), mark))
+                host.time = max(
+                    host.time, 0.0 if mark is None else mark.time, 0.0 if op is None else op.end
+                )
                 return True
-            self.step_locked(op)
+            if self._ahead is None:
+                self.step_locked(op)
+            else:
+                self.look_locked(asked=op)
             return False
 
     def synchronize(
         self,
         asked: Stream | Event,
         op: Op | None,
+        mark: Mark | None,
         what: str,
-        *,
-        seconds: float,
         timeout: float | None,
     ) -> bool:
         """Block until *op* is done; False when *timeout* real seconds were not enough."""
         if timeout is not None and timeout <= 0:
-            return self.query(asked, op, seconds, "synchronize")
+            return self.query(asked, op, mark, "synchronize")
         with self.lock:
             self._trip_locked("synchronize")
             self.touched.add(asked.device)
-        ops = () if op is None else (op,)
         return self.wait_for(
-            ops, (asked.device,), f"wait for {what}", seconds=seconds, timeout=timeout
+            () if op is None else (op,),
+            (asked.device,),
+            f"wait for {what}",
+            asked=(asked,),
+            mark=mark,
+            timeout=timeout,
         )
 
     def wait_for(
         self,
         ops: Sequence[Op],
-        devices: Iterable[int],
+        devices: Collection[int],
         name: str,
         *,
-        seconds: float = 0.0,
+        asked: Sequence[Stream | Event],
+        mark: Mark | None = None,
         timeout: float | None = None,
     ) -> bool:
-        """The blocking wait of a host thread, with all that it means for clocks and errors."""
+        """The blocking wait of a host thread, with all that it means for clocks and errors.
+
+        *ops* are the last operations of what is *asked* for.
+        """
         host = self.host()
         start = host.time
         with self.lock:
             self.counts["host_syncs"] += 1
+            seen = self._seen_locked(host, asked, mark)  # not what others enqueue meanwhile
+            self.look_locked(ops, devices, blocks=timeout is None, polls=timeout is not None)
             needed = self.needed_locked(ops)
             if not self.drive_locked(ops, needed, timeout):
+                self._raise_if_failed_locked(devices)
+                self.look_locked(asked=next((op for op in ops if not op.done), None))
                 return False
-            self._raise_if_failed_locked({*devices, *(stream.device for stream in needed)})
-            host.time = max(host.time, seconds)
-            for op in ops:
-                self._observe_locked(host, op, seconds)
+            waited_for = {*devices, *(stream.device for stream in needed)}
+            self.look_locked(devices=waited_for)
+            self._raise_if_failed_locked(waited_for)
+            host.time = max(host.time, 0.0 if mark is None else mark.time, *(o.end for o in ops))
+            host.known.learn(seen)
             self.note("sync", name, host, start)
         return True
 
@@ -332,6 +589,8 @@ class Engine:
             raise RuntimeError(
                 f"kernel '{self._running.name}' called the machine; a kernel may only compute"
             )
+        if timeout is not None and self._timeless:
+            return False  # the schedule has said already that the devices take longer
         give_up = None if timeout is None else time.monotonic() + timeout
         while True:
             wanted = next((op for op in ops if not op.done), None)
@@ -340,9 +599,9 @@ class Engine:
             if give_up is not None and time.monotonic() >= give_up:
                 return False
             ready = (
-                self._ready_locked(needed, needed)
+                self.ready_locked(needed, needed)
                 if self._only_needed
-                else self._ready_locked(self.busy)
+                else self.ready_locked(self.busy)
             )
             if ready:
                 self._run_locked(self.scheduler.choose(ready, wanted))
@@ -356,9 +615,9 @@ class Engine:
         ready: list[Op] = []
         if wanted is not None and self._only_needed:
             needed = self.needed_locked([wanted])
-            ready = self._ready_locked(needed, needed)
+            ready = self.ready_locked(needed, needed)
         if not ready:
-            ready = self._ready_locked(self.busy)
+            ready = self.ready_locked(self.busy)
         if ready:
             self._run_locked(self.scheduler.choose(ready, wanted))
         return bool(ready)
@@ -383,7 +642,7 @@ class Engine:
                     todo.append(op.dep)
         return needed
 
-    def _ready_locked(
+    def ready_locked(
         self, streams: Iterable[Stream], limit: dict[Stream, int] | None = None
     ) -> list[Op]:
         """The first operations of *streams* that may run now."""
@@ -391,11 +650,12 @@ class Engine:
         for stream in streams:
             if stream.queue:
                 op = stream.queue[0]
-                if (limit is None or op.seq <= limit[stream]) and self._enabled_locked(op):
+                if (limit is None or op.seq <= limit[stream]) and self.enabled_locked(op):
                     ready.append(op)
         return ready
 
-    def _enabled_locked(self, op: Op) -> bool:
+    def enabled_locked(self, op: Op) -> bool:
+        """Whether nothing but what its stream holds before it keeps *op* from running."""
         if op.dep is not None:
             return op.dep.done
         if op.gate is not None:
@@ -430,7 +690,8 @@ class Engine:
                     *[view.array(writeable=True) for view in op.writes],
                 )
             except Exception as error:
-                self._fail_locked(stream.device, error)
+                self.raised.append(op)
+                self._fail_locked(stream.device, without_frames(error))
             finally:
                 self._running = None
             kind: RecordKind = "copy" if op.kind == "copy" else "kernel"
@@ -448,10 +709,13 @@ class Engine:
 
     def gate_is_open_locked(self, gate: Gate) -> bool:
         """Whether *gate* is open; opens it if nobody did in time."""
-        if not gate.opened and time.monotonic() >= gate.deadline:
-            gate.opened = True
-            self.gates_expired += 1
+        if not gate.opened and not self._timeless and time.monotonic() >= gate.deadline:
+            self._expire_locked(gate)
         return gate.opened
+
+    def _expire_locked(self, gate: Gate) -> None:
+        gate.opened = True
+        self.gates_expired += 1
 
     def open_gate(self, gate: Gate) -> None:
         """See `Gate.open`."""
@@ -461,17 +725,22 @@ class Engine:
                 gate.opened = True
                 gate.opened_time = host.time
                 self._gate_opened.notify_all()
-                if self._running is None:
-                    self._settle_locked()
+                self.look_locked()
 
     def _sleep_at_gates_locked(self, needed: dict[Stream, int], give_up: float | None) -> None:
         """Sleep until a gate opens. Nothing else can keep needed work from running."""
+        if self._timeless:  # their time is over: there is nothing else that could happen
+            for stream, last in needed.items():
+                for op in stream.queue:
+                    if op.seq <= last and op.gate is not None and not op.gate.opened:
+                        self._expire_locked(op.gate)
+            return
         deadlines = [] if give_up is None else [give_up]
         for stream, last in needed.items():
             head = stream.queue[0] if stream.queue else None
             if head is not None and head.seq <= last and head.gate is not None:
                 deadlines.append(head.gate.deadline)
-        self._gate_opened.wait(max(0.0, min(deadlines) - time.monotonic()))
+        _wait(self._gate_opened, max(0.0, min(deadlines) - time.monotonic()))
 
     # Failures
 
@@ -485,6 +754,15 @@ class Engine:
     def poison(self, device: int, error: BaseException) -> None:
         """See `Machine.poison`."""
         with self.lock:
+            self.look_locked(
+                [
+                    op
+                    for stream in self.busy
+                    if stream.device == device
+                    for op in stream.queue
+                    if op.fn is not None
+                ]
+            )
             self._fail_locked(device, error)
 
     def _fail_locked(self, device: int, error: BaseException) -> None:
@@ -526,29 +804,49 @@ class Engine:
                 )
                 stream.capture.keep_locked(memory)
                 return memory
-            for op in allocator.drain_locked():
-                # The allocator is host code: having seen the end of these, it lets the host go on.
-                self.clock = advanced(joined(self.clock, op.clock), op.stream.handle, op.seq)
+            allocator.drain_locked(self._is_over_locked)
             if self.captures and not allocator.fits_locked(layout.nbytes, stream):
                 self.forbid_unsafe("allocating memory from the driver")
-            return allocator.allocate_locked(layout.nbytes, stream, name, layout.dtype)
+            self.look_locked()
+            memory = allocator.allocate_locked(layout.nbytes, stream, name, layout.dtype)
+            # Freeing and allocating take the allocator's lock in turn, so who gets a block comes
+            # after who gave it back, and after what the allocator has waited for. That is all:
+            # what other streams still do with it is not over.
+            self.host().known.learn(memory.lease.block.known)
+            return memory
 
-    def judge_host_locked(self, view: View, kind: AccessKind) -> None:
-        """Report a host access that comes before the host has waited for the work it follows.
-
-        Not remembered: whatever is enqueued later comes after it anyway.
-        """
+    def access_on_host_locked(self, view: View, kind: AccessKind) -> None:
+        """Judge what the calling thread itself does to pinned memory."""
+        self.look_locked(view=view, writes=kind == "write")
         if self.detector is not None:
-            site = Site("host", None, None, 0, self.host().name)
-            self.detector.judge(view.lease.block.shadow, view.access(kind, site), self.clock)
+            host = self.host()
+            site = Site("host", host.known.lane, host.known.epoch, host.name)
+            access = view.access(kind, site)
+            self.detector.enqueue([(view.lease.block.shadow, access)], host.known.clock)
 
     def writes_pending_locked(self, block: Block) -> bool:
         """Whether work that writes *block* has not run."""
-        return any(
-            view.lease.block is block
+        writers = [
+            op
             for stream in self.busy
             for op in stream.queue
             for view in op.writes
+            if view.lease.block is block
+        ]
+        self.look_locked(writers)
+        return not all(op.done for op in writers)
+
+    def has_failed_locked(self, device: int) -> bool:
+        """Whether nothing more runs on *device*."""
+        return device in self._failed
+
+    def held_locked(self, ops: Iterable[Op]) -> bool:
+        """Whether some of *ops* cannot be done before a gate opens."""
+        return any(
+            op.gate is not None and not self.enabled_locked(op)
+            for stream, last in self.needed_locked(ops).items()
+            for op in stream.queue
+            if op.seq <= last
         )
 
     def records(self) -> list[OpRecord]:

@@ -5,11 +5,14 @@ SimError
  +-- DeviceError          (RuntimeError)  the device has failed: a kernel raised there
  +-- InvalidHandleError   (RuntimeError)  a stream, event or graph: destroyed, foreign or unknown
  +-- RaceError            (RuntimeError)  two accesses that nothing orders; lives in `races`
+ +-- ReplayError          (RuntimeError)  a program did not do again what it did before
 
 Plain mistakes in arguments raise the builtin `ValueError` and `TypeError`.
 """
 
 from __future__ import annotations
+
+import traceback
 
 
 class SimError(Exception):
@@ -48,5 +51,28 @@ class DeviceError(SimError, RuntimeError):
     """
 
 
+class ReplayError(SimError, RuntimeError):
+    """Under the same schedule the program did not do the same again, so nothing can be repeated.
+
+    Programs that are explored have one host thread, and nothing in them may depend on anything but
+    the schedule: no clock, no unseeded random numbers, no order of a set, nothing that an earlier
+    run has left behind.
+    """
+
+
 class InvalidHandleError(SimError, RuntimeError):
     """A stream, an event or a graph was used where CUDA answers "invalid resource handle"."""
+
+
+def without_frames(error: Exception) -> Exception:
+    """*error*, with its traceback as a note instead.
+
+    The frames know those of their callers, and with them the variables of whatever host code
+    happened to let the device run. Kept with the error, they would keep arrays from being freed.
+    """
+    error.add_note("in the kernel:\n" + "".join(traceback.format_tb(error.__traceback__)).rstrip())
+    chain: BaseException | None = error
+    while chain is not None and chain.__traceback__ is not None:
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__
+    return error

@@ -49,7 +49,11 @@ class Layout:
 
     def covers(self, other: Layout) -> bool:
         """Whether every element of *other* surely lies inside this one."""
-        return self.dense and self.lo <= other.lo and other.hi <= self.hi
+        if self.dense:
+            return self.lo <= other.lo and other.hi <= self.hi
+        return (self.offset, self.shape, self.strides, self.dtype) == (
+            other.offset, other.shape, other.strides, other.dtype
+        )  # fmt: skip
 
     def overlaps(self, other: Layout) -> bool:
         """Whether the two share a byte, as far as can be told with bounded work."""

@@ -14,9 +14,10 @@ from gpufut.sim.arrays import Library, PinnedArray, PlainArray, Shape, TrackingA
 from gpufut.sim.capture import CaptureMode, Graph, refuse_device_wait_locked
 from gpufut.sim.engine import Engine
 from gpufut.sim.errors import InvalidHandleError
-from gpufut.sim.races import Detector, RaceError
+from gpufut.sim.races import RaceError
 from gpufut.sim.schedule import Scheduler, scheduler
 from gpufut.sim.streams import Event, Gate, Stream
+from gpufut.sim.threads import unwatch, watch
 from gpufut.sim.timeline import HostToken, OpRecord, Stats
 
 F = TypeVar("F", bound=Callable[[], object])
@@ -31,11 +32,15 @@ class Machine:
     Work is not run at launch: the schedule runs it later, in any order that streams and events
     allow.
 
-    Args:     devices: how many. seed: of the "random" schedule.
+    Args:     devices: how many. seed: of the random schedules.
               schedule: "latest" (only what somebody waits for, as late as possible), "random",
-              "eager" (as soon as possible), or a `Scheduler`.
-              races: "raise" a RaceError at the call that enqueues the second access, "collect" them
+              "pct" (random, with a guarantee: see `Pct`), "eager" (as soon as possible),
+              "replay:..." (what `explore` printed), or a `Scheduler`.
+              races: "raise" a RaceError at the call that makes the second access, "collect" them
               in `races`, or "off".
+              threads: "exact": what a host thread has waited for, others know only if it has told
+              them, by means that the machine sees: see `sim.threads`. "shared": what one knows, all
+              know, for programs that use other means.
               gate_timeout: real seconds after which a closed gate opens itself.
     Threads:  everything, from any thread. A program with one host thread runs the same way for the
               same seed.
@@ -58,19 +63,30 @@ class Machine:
         seed: int = 0,
         schedule: str | Scheduler = "latest",
         races: str = "raise",
+        threads: str = "exact",
         gate_timeout: float = 5.0,
     ) -> None:
         if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
             raise ValueError(f"devices is how many there are, 1 or more; got {devices!r}")
         if races not in ("raise", "collect", "off"):
             raise ValueError(f"races is 'raise', 'collect' or 'off', got {races!r}")
+        if threads not in ("exact", "shared"):
+            raise ValueError(f"threads is 'exact' or 'shared', got {threads!r}")
         self.device_count = devices
         self.seed = seed
         self.schedule = schedule
-        self._detector = None if races == "off" else Detector(collect=races == "collect")
-        self._engine = Engine(scheduler(schedule, seed), self._detector, gate_timeout)
+        self.finds_races = races != "off"
+        self._engine = Engine(
+            scheduler(schedule, seed),
+            races=races,
+            shared=threads == "shared",
+            gate_timeout=gate_timeout,
+        )
+        self._watches = races != "off" and threads == "exact"
         self.lock = self._engine.lock
         self._streams: dict[int, Stream] = {}
+        self._destroyed: list[Stream] = []
+        self._handles: dict[int, list[tuple[int, int]]] = {}  # free ones, by device
         self._defaults: dict[int, Stream] = {}
         self._pinned = 0
         self.tracking: Library[TrackingArray] = Library(
@@ -82,7 +98,7 @@ class Machine:
     # What a program makes
 
     def stream(self, device: int = 0, priority: int = 0) -> Stream:
-        """A new stream. It lives as long as the machine; its handle is never used again."""
+        """A new stream. It lives until it is destroyed, or else as long as the machine."""
         self.check_device(device)
         engine = self._engine
         with engine.lock:
@@ -175,12 +191,15 @@ class Machine:
     def pending(self, device: int | None = None) -> int:
         """How many kernels, copies and gates are enqueued and not done. Waits are not counted."""
         with self._engine.lock:
-            return sum(
-                op.kind != "wait"
+            counted = [
+                op
                 for stream in self._engine.busy
                 if device is None or stream.device == device
                 for op in stream.queue
-            )
+                if op.kind != "wait"
+            ]
+            self._engine.look_locked(counted)
+            return sum(not op.done for op in counted)
 
     def run(self) -> None:
         """Let the devices run everything that is enqueued; at closed gates, until they open.
@@ -191,6 +210,7 @@ class Machine:
         engine = self._engine
         with engine.lock:
             ops = [stream.last_op for stream in engine.busy if stream.last_op is not None]
+            engine.look_locked(ops, range(self.device_count), blocks=True)
             engine.drive_locked(ops, engine.needed_locked(ops), None)
 
     def step(self) -> bool:
@@ -209,9 +229,13 @@ class Machine:
         with engine.lock:
             engine.trip("synchronize")
             refuse_device_wait_locked(engine.captures, devices)
-            last = [s.last_op for s in self._streams.values() if s.device in devices]
-            ops = [op for op in last if op is not None]
-        engine.wait_for(ops, devices, "wait for device")
+            streams = [
+                stream
+                for stream in (*self._streams.values(), *self._destroyed)
+                if stream.device in devices
+            ]
+            ops = [stream.last_op for stream in streams if stream.last_op is not None]
+        engine.wait_for(ops, devices, "wait for device", asked=streams)
 
     # The virtual clock, and what host threads tell each other
 
@@ -229,15 +253,24 @@ class Machine:
 
     def host_release(self) -> HostToken:
         """What the calling thread knows, to be handed to another one: see `host_acquire`."""
-        return HostToken(self._engine.clock, self._engine.host().time)
+        _, clock = self._engine.publish()
+        return HostToken(clock, self._engine.host().time)
 
     def host_acquire(self, token: HostToken) -> None:
         """The calling thread goes on after the release that made *token*.
 
-        Its virtual clock moves to the release. For races it is the seam for exact clocks per host
-        thread: today what one host thread has seen, all of them have.
+        Its virtual clock moves to the release. For races it is how a program says what the machine
+        does not see by itself (`sim.threads` lists that): that one thread goes on after another.
+
+        >>> from gpufut import sim
+        >>> with sim.Machine() as m:
+        ...     token = m.host_release()
+        ...     # ... and in the thread to which a pipe, say, has brought the token:
+        ...     m.host_acquire(token)
         """
-        self._engine.acquire(token.clock, token.time)
+        host = self._engine.host()
+        host.time = max(host.time, token.time)
+        host.known.learn(token.clock)
 
     # What can be seen
 
@@ -264,8 +297,9 @@ class Machine:
 
     @property
     def races(self) -> list[RaceError]:
-        """The races found so far, if they are collected."""
-        return [] if self._detector is None else self._detector.found
+        """The races found so far, those that were raised too."""
+        detector = self._engine.detector
+        return [] if detector is None else detector.found
 
     @property
     def gates_expired(self) -> int:
@@ -302,7 +336,20 @@ class Machine:
 
     # The active machine
 
+    @contextmanager
+    def watching_threads(self) -> Iterator[None]:
+        """Inside, the machine sees what host threads tell each other, as an active one does."""
+        if self._watches:
+            watch(self._engine)
+        try:
+            yield
+        finally:
+            if self._watches:
+                unwatch(self._engine)
+
     def __enter__(self) -> Self:
+        if self._watches:
+            watch(self._engine)
         _active.append(self)
         _switched()
         return self
@@ -316,6 +363,8 @@ class Machine:
         for place in range(len(_active) - 1, -1, -1):
             if _active[place] is self:
                 del _active[place]
+                if self._watches:
+                    unwatch(self._engine)
                 break
         with self._engine.lock:
             for library in self.libraries:
@@ -323,9 +372,21 @@ class Machine:
         _switched()
 
     def _add_stream_locked(self, device: int, priority: int) -> Stream:
-        stream = Stream(self, self._engine, device, priority)
+        free = self._handles.get(device)
+        stream = Stream(self, self._engine, device, priority, free.pop() if free else None)
         self._streams[stream.handle] = stream
         return stream
+
+    def destroy_stream(self, stream: Stream) -> None:
+        """See `Stream.destroy`."""
+        with self._engine.lock:
+            if stream is self._defaults.get(stream.device):
+                raise InvalidHandleError(f"{stream!r} is a default stream: nobody destroys it")
+            self._engine.destroy_stream_locked(stream)
+            del self._streams[stream.handle]
+            self._destroyed.append(stream)
+            again = stream.handle, stream.generation + 1
+            self._handles.setdefault(stream.device, []).append(again)
 
     def __repr__(self) -> str:
         return (

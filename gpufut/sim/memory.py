@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gpufut.sim.clocks import START, Clock, joined
 from gpufut.sim.layout import Bytes, Layout, NumpyArray
 from gpufut.sim.races import Access, AccessKind, Shadow, Site
 
@@ -36,18 +38,21 @@ class Block:
     """Bytes of one device, or pinned bytes of the host.
 
     `home` is the handle of the stream whose arena the block goes back to; 0 if none takes it.
+    `known` is what is over for whoever gets it next: what the thread knew that freed it, and what
+    the allocator has waited for.
 
     Invariant  `filled` is the number of the latest owner whose work has reached the bytes.
     Lock       the machine's guards all fields.
     """
 
-    __slots__ = ("data", "filled", "home", "nbytes", "shadow")
+    __slots__ = ("data", "filled", "home", "known", "nbytes", "shadow")
 
     def __init__(self, nbytes: int, home: int) -> None:
         self.nbytes = nbytes
         self.home = home
         self.data: Bytes | None = None  # made when first touched: most programs touch little
         self.filled = 0
+        self.known: Clock = START
         self.shadow = Shadow()
 
     def bytes(self) -> Bytes:
@@ -123,21 +128,43 @@ class Memory:
         self.stream = stream
         self.nbytes = nbytes
         self._freed = freed
-        self._recorded: dict[int, Stream] = {}
+        self._recorded: dict[Stream, None] = {}
 
     def record_stream(self, stream: Stream) -> None:
         """Do not reuse the bytes before the work that *stream* holds at the free is done."""
         if stream is not self.stream:
-            self._recorded[stream.handle] = stream
+            self._recorded[stream] = None
 
     def __del__(self) -> None:
         # What the streams hold *now* is what has to end. Plain attribute reads and an append: a
         # finalizer may strike while this very thread holds the machine's lock.
-        last = [stream.last_op for stream in self._recorded.values()]
-        self._freed.append((self.lease.block, self.nbytes, [op for op in last if op is not None]))
+        last = [stream.last_op for stream in self._recorded]
+        block = self.lease.block
+        self._freed.append(
+            Freed(
+                block,
+                self.nbytes,
+                [op for op in last if op is not None],
+                self.stream.engine.known_here(),
+                # Whoever used the bytes had a reference, and this was the last one. So what a
+                # thread waited for before it let go of its own is over, although nobody sees that
+                # these references order the threads.
+                block.shadow.over_for_their_threads(),
+            )
+        )
 
 
-Freed: TypeAlias = "tuple[Block, int, list[Op]]"
+class Freed(NamedTuple):
+    """What a finalizer leaves for the allocator.
+
+    The work that has to end first, what the freeing thread knows, and the accesses that are over.
+    """
+
+    block: Block
+    nbytes: int
+    last: list[Op]
+    known: Clock
+    over: list[Access]
 
 
 class Allocator:
@@ -155,7 +182,9 @@ class Allocator:
         self.live_bytes = 0
         self.reserved_bytes = 0
         self._freed: deque[Freed] = deque()
-        self._waiting: dict[int, deque[tuple[Block, list[Op]]]] = {}
+        self._waiting: dict[Stream, deque[tuple[Block, list[Op]]]] = {}
+        # By handle, as CuPy's: a stream that gets the handle of a destroyed one takes its arena
+        # over, with all that the old one has not finished.
         self._arenas: dict[int, dict[int, list[Block]]] = {}
 
     def allocate_locked(
@@ -181,32 +210,31 @@ class Allocator:
         """Take over what finalizers left."""
         freed = self._freed
         while freed:
-            block, nbytes, last = freed.popleft()
+            block, nbytes, last, known, over = freed.popleft()
             self.live_bytes -= nbytes
+            block.known = known
+            block.shadow.forget(over)
             if last:
-                self._waiting.setdefault(last[-1].stream.handle, deque()).append((block, last))
+                self._waiting.setdefault(last[-1].stream, deque()).append((block, last))
             else:
                 self._put_locked(block)
 
-    def drain_locked(self) -> list[Op]:
+    def drain_locked(self, is_over: Callable[[Op], bool]) -> None:
         """Take over what finalizers left, and put back into the arenas what may be reused.
 
-        Returns the operations whose end the allocator has seen by that: what is enqueued after
-        this call comes after them, and the race detector has to be told.
+        *is_over* says of an operation whether it is done.
         """
         self.collect_locked()
-        seen: list[Op] = []
         for queue in tuple(self._waiting.values()):
             # A stream ends its work in order, so those behind one that waits wait too.
-            while queue and queue[0][1][-1].done:
+            while queue and is_over(queue[0][1][-1]):
                 block, last = queue.popleft()
-                while last and last[-1].done:
-                    seen.append(last.pop())
+                while last and is_over(last[-1]):
+                    block.known = joined(block.known, last.pop().all_before())
                 if last:
-                    self._waiting.setdefault(last[-1].stream.handle, deque()).append((block, last))
+                    self._waiting.setdefault(last[-1].stream, deque()).append((block, last))
                 else:
                     self._put_locked(block)
-        return seen
 
     def _put_locked(self, block: Block) -> None:
         if block.home == 0:

@@ -1,21 +1,22 @@
 """The race detector: finds two accesses to the same bytes that nothing in the program orders.
 
-It looks at the program, not at what this schedule did: when work is enqueued, its accesses are
-compared with the earlier ones to the same memory by vector clocks. It knows no stream object, no
-array and no lock; who calls it holds the machine's lock. Pageable host memory is not watched: a
-program can read it behind everybody's back.
+It looks at the program, not at what this run did: when work is enqueued, or the host reads or
+writes pinned memory, the accesses are compared with the earlier ones to the same memory by vector
+clocks. It knows no stream object, no array and no lock; who calls it holds the machine's lock.
+Pageable host memory is not watched: a program can read it behind everybody's back.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from types import CodeType
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from gpufut.sim.clocks import Clock, knows
+from gpufut.sim.clocks import Clock, HostClock, Lane, knows
 from gpufut.sim.errors import SimError
 from gpufut.sim.layout import Layout
 
@@ -23,24 +24,21 @@ AccessKind: TypeAlias = Literal["read", "write"]
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _USER_CODE = _PACKAGE + "demo" + os.sep  # written against the library, like any user's
-_KEEP = 16  # accesses remembered per memory before those that the host knows to be over are dropped
+_KEEP = 16  # accesses remembered per memory before those that all know to be over are dropped
+_MOST = 256  # ... and before those go that their own thread has seen the end of
 
 
 class Site:
-    """Who made an access: the operation, its place in its stream, its thread and source line.
+    """Who made an access: the operation, its place in its lane, its thread and source line.
 
-    `stream` is None for the host itself. `source` is "file:line" of the innermost frame outside
-    gpufut.
+    `source` is "file:line" of the innermost frame outside gpufut.
     """
 
-    __slots__ = ("_code", "_lasti", "device", "op", "seq", "stream", "thread")
+    __slots__ = ("_code", "_lasti", "lane", "op", "seq", "thread")
 
-    def __init__(
-        self, op: str, stream: int | None, device: int | None, seq: int, thread: str
-    ) -> None:
+    def __init__(self, op: str, lane: Lane, seq: int, thread: str) -> None:
         self.op = op
-        self.stream = stream
-        self.device = device
+        self.lane = lane
         self.seq = seq
         self.thread = thread
         frame = sys._getframe(1)
@@ -62,11 +60,17 @@ class Site:
                 line = number
         return f"{self._code.co_filename}:{line}"
 
+    def is_over_for_its_thread(self) -> bool:
+        """Whether the thread that made the access has seen the end of it."""
+        return self.lane.handle is None or knows(self.lane.host.clock, self.lane.key, self.seq)
+
     def __str__(self) -> str:
-        if self.stream is None:
+        if self.lane.handle is None:
             where = "by the host"
         else:
-            where = f"by '{self.op}' on stream {self.stream} of device {self.device}"
+            where = f"by '{self.op}' on stream {self.lane.stream} of device {self.lane.device}"
+            if self.lane.destroyed:
+                where += " (destroyed)"
         return f"{where}, thread {self.thread}, at {self.source}"
 
 
@@ -95,7 +99,7 @@ class Access:
     @property
     def stream(self) -> int | None:
         """Handle of the stream; None for the host."""
-        return self.site.stream
+        return self.site.lane.handle
 
     @property
     def thread(self) -> str:
@@ -117,8 +121,8 @@ class RaceError(SimError, RuntimeError):
     Both are `Access` objects. The message names both and the edge that would have ordered them.
     """
 
-    def __init__(self, first: Access, second: Access) -> None:
-        super().__init__(f"{second}\n  is not ordered after\n{first}\n  {_hint(first, second)}")
+    def __init__(self, first: Access, second: Access, hint: str) -> None:
+        super().__init__(f"{second}\n  is not ordered after\n{first}\n  {hint}")
         self.first = first
         self.second = second
 
@@ -130,94 +134,200 @@ class Shadow:
                after all that is here is ordered after everything.
     """
 
-    __slots__ = ("reads", "writes")
+    __slots__ = ("limit", "reads", "writes")
 
     def __init__(self) -> None:
         self.reads: list[Access] = []
         self.writes: list[Access] = []
+        self.limit = _KEEP
 
     def conflict(self, access: Access, clock: Clock) -> Access | None:
         """An earlier access that *access*, made at *clock*, races with, or None."""
-        stream = access.site.stream
         for earlier in self.writes:
-            if _races(earlier, access, stream, clock):
+            if _races(earlier, access, clock):
                 return earlier
         if access.kind == "write":
             for earlier in self.reads:
-                if _races(earlier, access, stream, clock):
+                if _races(earlier, access, clock):
                     return earlier
         return None
 
-    def remember(self, access: Access, host: Clock) -> None:
-        """Add *access*, and forget what it or the *host* clock makes needless."""
-        layout = access.layout
+    def remember(self, access: Access, clock: Clock) -> None:
+        """Add *access*, made at *clock*, and forget what it makes needless."""
         if access.kind == "write":
-            self.reads = [a for a in self.reads if not layout.covers(a.layout)]
-            self.writes = [a for a in self.writes if not layout.covers(a.layout)]
+            if self.reads:
+                self.reads = [a for a in self.reads if not _replaces(access, a, clock)]
+            self.writes = [a for a in self.writes if not _replaces(access, a, clock)]
             self.writes.append(access)
         else:
-            stream = access.site.stream
+            lane, layout = access.site.lane, access.layout
             self.reads = [
-                a for a in self.reads if not (a.site.stream == stream and layout.covers(a.layout))
+                a for a in self.reads if not (a.site.lane is lane and layout.covers(a.layout))
             ]
             self.reads.append(access)
-        if len(self.reads) + len(self.writes) > _KEEP:
-            self.reads = _not_known(self.reads, host)
-            self.writes = _not_known(self.writes, host)
+
+    def trim(self, hosts: Iterable[HostClock]) -> None:
+        """Forget what all threads know to be over. Whatever is enqueued later follows it."""
+        known = [(host, host.clock) for host in hosts]
+        self.reads = [a for a in self.reads if not _is_over_for_all(a.site, known)]
+        self.writes = [a for a in self.writes if not _is_over_for_all(a.site, known)]
+        if len(self.reads) + len(self.writes) > _MOST:
+            # Threads that do nothing never come to know anything. A race with an access that is
+            # over may go unseen from here on, but none is invented.
+            self.forget(self.over_for_their_threads())
+        self.limit = max(_KEEP, 2 * (len(self.reads) + len(self.writes)))
+
+    def over_for_their_threads(self) -> list[Access]:
+        """The accesses whose threads have seen the end of them."""
+        return [a for a in (*self.reads, *self.writes) if a.site.is_over_for_its_thread()]
+
+    def forget(self, accesses: list[Access]) -> None:
+        """Nothing can race with *accesses* any more."""
+        self.reads = [a for a in self.reads if a not in accesses]
+        self.writes = [a for a in self.writes if a not in accesses]
+
+
+class Doubt(NamedTuple):
+    """A call that orders nothing for sure, because it may come too early in another run.
+
+    It would have brought what *clock* knows to all that comes after *number* of *reached*. `text`
+    says so, with {op} for the earlier operation; `thread` is who has to be ordered, if it is that.
+    """
+
+    clock: Clock
+    reached: Lane
+    number: int
+    text: str
+    thread: str | None
+
+    def explains(self, first: Site, second: Site, clock: Clock) -> bool:
+        """Whether it is for this that *second*, at *clock*, does not come after *first*."""
+        return knows(self.clock, first.lane.key, first.seq) and (
+            second.lane.queue == self.reached.queue
+            or second.lane.host is self.reached.host
+            or knows(clock, self.reached.key, self.number)
+        )
+
+
+class Hosts(Protocol):
+    """Says what the host threads know that have to do with the machine."""
+
+    def __call__(self, *, ended: bool) -> Iterable[HostClock]:
+        """Of those that live; if *ended*, of the others too."""
 
 
 class Detector:
-    """Judges accesses as they are enqueued; raises what it finds, or collects it in `found`."""
+    """Judges accesses as they are made; raises what it finds, or only collects it in `found`.
 
-    def __init__(self, *, collect: bool) -> None:
+    Args:     hosts: what each thread knows that has to do with the machine.
+    """
+
+    def __init__(self, *, collect: bool, hosts: Hosts) -> None:
         self.found: list[RaceError] = []
         self._collect = collect
+        self._hosts = hosts
+        self._doubts: deque[Doubt] = deque(maxlen=64)
 
-    def enqueue(self, accesses: Iterable[tuple[Shadow, Access]], clock: Clock, host: Clock) -> None:
+    def enqueue(self, accesses: Iterable[tuple[Shadow, Access]], clock: Clock) -> None:
         """Judge the *accesses* of one operation at *clock*, then remember them.
 
         Raises:  RaceError, unless races are collected; then nothing is remembered.
         """
         accesses = list(accesses)
         for shadow, access in accesses:
-            self.judge(shadow, access, clock)
+            earlier = shadow.conflict(access, clock)
+            if earlier is not None:
+                error = RaceError(earlier, access, self._hint(earlier, access, clock))
+                self.found.append(error)  # also if it is raised: somebody may swallow it
+                if not self._collect:
+                    raise error
         for shadow, access in accesses:
-            shadow.remember(access, host)
+            shadow.remember(access, clock)
+            if len(shadow.reads) + len(shadow.writes) > shadow.limit:
+                shadow.trim(self._hosts(ended=False))
 
-    def judge(self, shadow: Shadow, access: Access, clock: Clock) -> None:
-        """Report *access* if it races. Remembers nothing."""
-        earlier = shadow.conflict(access, clock)
-        if earlier is not None:
-            error = RaceError(earlier, access)
-            if not self._collect:
-                raise error
-            self.found.append(error)
+    def doubt(self, doubt: Doubt) -> None:
+        """Note a call that orders nothing, to be named if a race comes of it."""
+        self._doubts.append(doubt)
+
+    def _hint(self, first: Access, second: Access, clock: Clock) -> str:
+        text = self._why(first, second, clock)
+        if first.owner == second.owner:
+            return text
+        return f"the allocator gave the freed memory of {first.array} to {second.array}: {text}"
+
+    def _why(self, first: Access, second: Access, clock: Clock) -> str:
+        for doubt in reversed(self._doubts):
+            if doubt.explains(first.site, second.site, clock):
+                text = doubt.text.replace("{op}", f"'{first.op}'")
+                return text if doubt.thread is None else text + _by_threads(doubt.thread)
+        mine, lane, seq = second.site.lane, first.site.lane, first.site.seq
+        if lane.handle is None:
+            text = f"nothing orders thread {second.thread} after that of thread {first.thread}"
+            return text + _by_threads(second.thread)
+        for other in mine.others.values():
+            if other is not mine and knows(other.clock, lane.key, seq):
+                return (
+                    f"stream {mine.stream} waits for '{first.op}' by a call of thread "
+                    f"{other.host.name}, and nothing orders that of thread {second.thread} after it"
+                    + _by_threads(second.thread)
+                )
+        for host in self._hosts(ended=True):
+            if host is not mine.host and knows(host.clock, lane.key, seq):
+                return (
+                    f"thread {host.name} has seen the end of '{first.op}', and nothing orders "
+                    f"thread {second.thread} after that" + _by_threads(second.thread)
+                )
+        return _missing_edge(first, second)
 
 
-def _races(earlier: Access, access: Access, stream: int | None, clock: Clock) -> bool:
-    site = earlier.site
-    if site.stream is None or site.stream == stream or knows(clock, site.stream, site.seq):
+def _races(earlier: Access, access: Access, clock: Clock) -> bool:
+    site, lane = access.site, earlier.site.lane
+    if (
+        lane.queue == site.lane.queue
+        or knows(clock, lane.key, earlier.site.seq)
+        or lane is site.lane.host.lane  # what a thread did itself comes before what it enqueues
+    ):
         return False
     return earlier.layout.overlaps(access.layout)
 
 
-def _not_known(accesses: list[Access], host: Clock) -> list[Access]:
-    """Those whose end no host thread has seen. Whatever is enqueued later follows the others."""
-    return [
-        a
-        for a in accesses
-        if a.site.stream is not None and not knows(host, a.site.stream, a.site.seq)
-    ]
+def _replaces(access: Access, earlier: Access, clock: Clock) -> bool:
+    """Whether who comes after *access*, made at *clock*, need not be compared with *earlier*."""
+    lane, other = access.site.lane, earlier.site.lane
+    if not access.layout.covers(earlier.layout):
+        return False
+    # In one queue two accesses never race, but that of another lane may come later in another run.
+    # One of another queue is ordered before; or it was reported, and need not be again.
+    return lane is other or lane.queue != other.queue or knows(clock, other.key, earlier.site.seq)
 
 
-def _hint(first: Access, second: Access) -> str:
-    event = f"an event recorded on stream {first.stream} after '{first.op}'"
-    if second.stream is None:
-        return f"let the host synchronize with {event} (or query it until it is done)"
-    edge = f"make stream {second.stream} wait for {event}"
-    if first.owner == second.owner:
-        return edge
-    return (
-        f"the allocator gave the freed memory of {first.array} to {second.array}: hold .memory of "
-        f"the first until {event} is done (record_stream does it, where there is one), or {edge}"
+def _is_over_for_all(site: Site, hosts: list[tuple[HostClock, Clock]]) -> bool:
+    return all(
+        knows(clock, site.lane.key, site.seq) or host.lane is site.lane for host, clock in hosts
     )
+
+
+def _by_threads(thread: str) -> str:
+    return (
+        f"\n  let thread {thread} come after it by a future, a queue, a lock or a join; if it does "
+        "so in a way that the machine cannot see, tell it: by Machine.host_release and "
+        "host_acquire, or with Machine(threads='shared')"
+    )
+
+
+def _missing_edge(first: Access, second: Access) -> str:
+    stream = first.site.lane.stream
+    event = f"an event recorded on stream {stream} after '{first.op}'"
+    if second.stream is None:
+        text = f"let the host synchronize with {event}, or query it until it is done"
+    else:
+        text = f"make stream {second.site.lane.stream} wait for {event}"
+        if first.owner != second.owner:
+            text = (
+                f"hold .memory of the first until {event} is done (record_stream does it, where "
+                f"there is one), or {text}"
+            )
+    if first.site.lane.destroyed:
+        text += f"; record it before stream {stream} is destroyed: its handle goes to another one"
+    return text

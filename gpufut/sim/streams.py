@@ -12,12 +12,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias
 
 import numpy as np
 
 from gpufut.sim.arrays import Array, PinnedArray
-from gpufut.sim.clocks import START, Clock
+from gpufut.sim.clocks import START, Clock, HostClock, Lane, advanced, knows, met, stream_key
 from gpufut.sim.errors import CaptureError, InvalidHandleError
 from gpufut.sim.layout import NumpyArray
 from gpufut.sim.memory import View
@@ -34,6 +34,9 @@ Operand: TypeAlias = "Array | PinnedArray"
 
 _handles = itertools.count(16)  # below 16 lie 0, 1 and 2, which mean default streams to CUDA
 
+NO_LANE: Final = HostClock("nobody", START).lane
+"""Stands where no thread has enqueued anything, or none may."""
+
 
 class Op:
     """One operation in a stream: a kernel, a copy, a wait for another operation, or a gate.
@@ -44,19 +47,28 @@ class Op:
     """
 
     __slots__ = (
-        "clock", "dep", "done", "duration", "end", "fn", "gate", "kind", "launched", "name",
-        "number", "reads", "seq", "stream", "thread", "writes",
+        "clock", "dep", "done", "duration", "end", "fn", "gate", "kind", "lands", "lane",
+        "launched", "name", "number", "reads", "seq", "stream", "thread", "writes",
     )  # fmt: skip
 
     def __init__(
-        self, stream: Stream, kind: OpKind, name: str, *, number: int, launched: float, thread: str
+        self,
+        stream: Stream,
+        lane: Lane,
+        kind: OpKind,
+        name: str,
+        *,
+        number: int,
+        launched: float,
+        thread: str,
     ) -> None:
         self.stream = stream
+        self.lane = lane
         self.kind: OpKind = kind
         self.name = name
         self.number = number
-        self.seq = stream.seq
-        self.clock: Clock = stream.clock
+        self.seq = lane.seq
+        self.clock: Clock = lane.clock
         self.launched = launched
         self.thread = thread
         self.duration = 0.0
@@ -65,15 +77,27 @@ class Op:
         self.writes: Sequence[View] = ()
         self.dep: Op | None = None
         self.gate: Gate | None = None
+        self.lands: NumpyArray | None = None  # memory that the host can look into at any time
         self.done = False
         self.end = 0.0
+
+    def all_before(self) -> Clock:
+        """What is over when this is, in this run: also what other threads enqueued before it.
+
+        For who knows that they had done so: an allocator gets memory back when all who used it have
+        let go of it.
+        """
+        clock = advanced(self.clock, self.lane.key, self.seq)
+        for lane in self.stream.lanes.values():
+            clock = advanced(clock, lane.key, self.seq)
+        return clock
 
     def finish(self, end: float) -> None:
         """It has run, or was dropped, and ended at *end*."""
         # Let go of everything: an event may keep this operation for ever, and a wait that kept its
         # dependency would chain the whole history.
         self.end = end
-        self.fn = self.dep = self.gate = None
+        self.fn = self.dep = self.gate = self.lands = None
         self.reads = self.writes = ()
         self.done = True
 
@@ -85,24 +109,49 @@ class Op:
 class Mark:
     """What one record captured: the stream's last operation then, and the host's time.
 
+    Who waits for `op` waits for the operations that this run happened to have on the stream. What
+    surely comes before the record is `clock`, and `seq` of `lane`; and that there is a record, if
+    who waits knows its thread up to `epoch`.
+
     In a stream that captures, the capture too; `op` is then one of it. Never changes after it was
     made. No NamedTuple: every record makes one and every wait reads it, and that costs twice as
     much there.
     """
 
-    __slots__ = ("capture", "op", "time")
+    __slots__ = ("capture", "clock", "epoch", "lane", "op", "seq", "time")
 
-    def __init__(self, op: Op | None, time: float, capture: Capture | None) -> None:
+    def __init__(
+        self,
+        op: Op | None,
+        time: float,
+        capture: Capture | None,
+        lane: Lane,
+        clock: Clock,
+        epoch: int,
+    ) -> None:
         self.op = op
         self.time = time
         self.capture = capture
+        self.lane = lane
+        self.clock = clock
+        self.seq = lane.seq
+        self.epoch = epoch
 
+    def is_known_to(self, host: HostClock) -> bool:
+        """Whether the thread surely comes after the record."""
+        return self.lane.host is host or knows(host.clock, self.lane.host.key, self.epoch)
 
-_NO_MARK = Mark(None, 0.0, None)
+    def seen(self) -> Clock:
+        """What is over when what was captured is."""
+        return advanced(self.clock, self.lane.key, self.seq)
 
 
 class Stream:
-    """An in-order queue of one device. Made by `Machine.stream`; lives as long as the machine.
+    """An in-order queue of one device. Made by `Machine.stream`; lives until it is destroyed.
+
+    `handle` is the number by which others know it, as long as it lives. After `destroy` another
+    stream may have that number; a method that enqueues, asks or waits then raises
+    InvalidHandleError.
 
     While it captures (see `begin_capture`), what is enqueued does not run but becomes part of a
     graph. Then every method that enqueues raises CaptureError (901) once the capture is
@@ -111,21 +160,35 @@ class Stream:
     Threads:  every method, from any thread, many at once.
     """
 
-    def __init__(self, machine: Machine, engine: Engine, device: int, priority: int) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        engine: Engine,
+        device: int,
+        priority: int,
+        reused: tuple[int, int] | None = None,
+    ) -> None:
         self.machine = machine
         self.device = device
         self.priority = priority
-        self.handle = next(_handles)
+        # A handle that others had before is told apart in messages, and nowhere else.
+        self.handle, self.generation = reused or (next(_handles), 1)
+        self.label = str(self.handle) + (f"#{self.generation}" if reused else "")
+        self.key = stream_key()  # never that of another stream, which a handle may be
         # Guarded by the machine's lock; `last_op` and `capture` may be read without it.
         self.queue: deque[Op] = deque()
         self.seq = 0
         self.done_seq = 0
         self.last_op: Op | None = None
         self.end = 0.0
-        self.clock: Clock = START
-        self.host_clock: Clock = START
+        self.lane: Lane = NO_LANE  # that of the thread that was here last
+        self.lanes: dict[int, Lane] = {}  # by the keys of the threads
+        self.known: Clock = START  # what was enqueued by threads that are no more
+        self.destroyed = False
         self.capture: Capture | None = None
         self.engine = engine
+        engine.streams_made += 1
+        self.ordinal = engine.streams_made
 
     def launch(
         self,
@@ -185,11 +248,18 @@ class Stream:
         out: NumpyArray = np.empty(array.shape, array.dtype)
         if self.capture is None:
             self.engine.forbid_unsafe("reading synchronously")
-        op = self._enqueue_copy(out, array, "get")
-        self.engine.wait_for((op,), (self.device,), "get")
+        op = self._enqueue_copy(out, array, "get", shown=False)  # to nobody before it is there
+        self.engine.wait_for((op,), (self.device,), "get", asked=(self,))
         return out
 
-    def _enqueue_copy(self, dst: Operand | NumpyArray, src: Operand | NumpyArray, name: str) -> Op:
+    def _enqueue_copy(
+        self,
+        dst: Operand | NumpyArray,
+        src: Operand | NumpyArray,
+        name: str,
+        *,
+        shown: bool = True,
+    ) -> Op:
         if not all(isinstance(a, (Array, PinnedArray, np.ndarray)) for a in (dst, src)):
             raise TypeError(f"copy takes device, pinned and NumPy arrays, got {dst!r} and {src!r}")
         if isinstance(dst, np.ndarray) and not dst.flags.writeable:
@@ -223,8 +293,9 @@ class Stream:
         devices = [views[0].lease.device if views else None for views in (writes, reads)]
         seconds = copy_seconds(dst.nbytes, *devices)
         return self.engine.submit(
-            self, "copy", name, run, reads=reads, writes=writes, duration=seconds
-        )
+            self, "copy", name, run, reads=reads, writes=writes, duration=seconds,
+            lands=target if shown else None,
+        )  # fmt: skip
 
     def record(self, event: Event | None = None) -> Event:
         """Record *event* here, or a new one; returns it. See `Event.record`."""
@@ -261,7 +332,8 @@ class Stream:
         """
         if (capture := self.capture) is not None:
             self._refuse_asking(capture)
-        return self.engine.query(self, self.last_op, 0.0, "stream_query")
+        self.check_alive()
+        return self.engine.query(self, self.last_op, None, "stream_query")
 
     def synchronize(self, timeout: float | None = None) -> bool:
         """Block the host until all that was enqueued so far is done; False on timeout.
@@ -272,9 +344,8 @@ class Stream:
         """
         if (capture := self.capture) is not None:
             self._refuse_asking(capture)
-        return self.engine.synchronize(
-            self, self.last_op, f"stream {self.handle}", seconds=0.0, timeout=timeout
-        )
+        self.check_alive()
+        return self.engine.synchronize(self, self.last_op, None, f"stream {self.handle}", timeout)
 
     def begin_capture(self, *, mode: CaptureMode = "global") -> None:
         """From now on, put what is enqueued here into a graph instead of running it.
@@ -302,6 +373,26 @@ class Stream:
             if self.capture is None:
                 raise CaptureError(903, f"no capture was begun on {self!r}")
             return self.capture.end_locked(self)
+
+    def destroy(self) -> None:
+        """Give the stream back. Returns at once; what is enqueued is done all the same.
+
+        The next stream that is made on the device gets the handle, at once, as CUDA may do it: what
+        is still filed under the number then means another stream, which is ordered after nothing
+        that this one does. Events recorded here stay valid.
+
+        Raises:   InvalidHandleError: destroyed already, or a default stream.
+                  CaptureError: (900) the stream captures, and the capture is invalidated. CUDA's
+                  text does not say what happens then; this is the strict reading.
+        """
+        if (capture := self.capture) is not None:
+            capture.refuse(900, f"{self!r} captures: end the capture before destroying it")
+        self.machine.destroy_stream(self)
+
+    def check_alive(self) -> None:
+        """Raises InvalidHandleError if the stream is destroyed."""
+        if self.destroyed:
+            raise InvalidHandleError(f"{self!r} is used after destroy()")
 
     def is_capturing(self) -> bool:
         """Whether a capture is under way here, invalidated or not. Harms no capture."""
@@ -331,7 +422,8 @@ class Stream:
         return view
 
     def __repr__(self) -> str:
-        return f"<sim.Stream {self.handle} of device {self.device}>"
+        state = ", destroyed" if self.destroyed else ""
+        return f"<sim.Stream {self.label} of device {self.device}{state}>"
 
 
 class Event:
@@ -351,6 +443,10 @@ class Event:
         self.handle = next(_handles)
         # Replaced as a whole by each record, so a reader needs no lock to see one record.
         self.mark: Mark | None = None
+        # Guarded by the machine's lock. Earlier marks, the newest last, where there are threads to
+        # which the latest may be news; and who waited before there was a record.
+        self.older: deque[Mark] = deque(maxlen=8)
+        self.waited: tuple[Lane, int] | None = None
         self.destroyed = False
         self._engine = engine
 
@@ -372,7 +468,7 @@ class Event:
                   CaptureError: (907) a captured event; its capture is invalidated.
         """
         mark = self._captured()
-        return self._engine.query(self, mark.op, mark.time, "query")
+        return self._engine.query(self, None if mark is None else mark.op, mark, "query")
 
     def synchronize(self, timeout: float | None = None) -> bool:
         """Block the host until what the most recent record captured is done; False on timeout.
@@ -384,7 +480,7 @@ class Event:
         """
         mark = self._captured()
         return self._engine.synchronize(
-            self, mark.op, f"event {self.handle}", seconds=mark.time, timeout=timeout
+            self, None if mark is None else mark.op, mark, f"event {self.handle}", timeout
         )
 
     def destroy(self) -> None:
@@ -394,6 +490,22 @@ class Event:
         """
         self._engine.destroy_event(self)
 
+    def surely_captured_locked(self, mark: Mark, host: HostClock) -> Clock | None:
+        """What is over for a thread when it has waited for the event, and found *mark* there.
+
+        If *mark* is news to it, it may in another run find an earlier one, back to the last that it
+        knows; then only what all of them captured. None: perhaps it finds no record at all.
+        """
+        seen = mark.seen()
+        if mark.is_known_to(host):
+            return seen
+        for older in reversed(self.older):
+            seen = met(seen, older.seen())
+            if older.is_known_to(host):
+                return seen
+        # So often recorded that nobody knows: a race may go unseen, but none is invented.
+        return seen if len(self.older) == self.older.maxlen else None
+
     def check_alive(self, engine: Engine) -> None:
         """Raises InvalidHandleError if the event is destroyed or not one of *engine*'s."""
         if self.destroyed:
@@ -401,12 +513,10 @@ class Event:
         if self._engine is not engine:
             raise InvalidHandleError(f"event {self.handle} is of another machine")
 
-    def _captured(self) -> Mark:
+    def _captured(self) -> Mark | None:
         self.check_alive(self._engine)
         mark = self.mark
-        if mark is None:
-            return _NO_MARK
-        if mark.capture is not None:
+        if mark is not None and mark.capture is not None:
             text = f"event {self.handle} was recorded in a capture: nothing of it runs"
             mark.capture.invalidate(text)
             raise CaptureError(907, text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from gpufut.sim.clocks import Clock
+from gpufut.sim.clocks import Clock, HostClock
 
 if TYPE_CHECKING:
     from gpufut.sim.streams import Stream
@@ -81,11 +81,14 @@ class Stats(NamedTuple):
 class HostThread:
     """What the machine knows of one host thread. Only that thread touches it: no lock."""
 
-    __slots__ = ("current", "name", "time")
+    __slots__ = ("__weakref__", "current", "is_last_user", "known", "name", "time")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, known: HostClock) -> None:
         self.name = name
+        self.known = known
         self.time = 0.0
+        self.is_last_user = False
+        """Whether all others, whatever they are, have let go of what the thread is busy with."""
         self.current: dict[tuple[str, int], Stream] = {}
         """Current streams, by library name and device."""
 

@@ -663,10 +663,13 @@ def test_c3_registered_containers_are_searched_and_cut_off(world):
 
 def test_c3_the_search_does_not_look_inside_other_futures(world):
     with world.closed_gate() as gate:
-        inner = world.produce(behind=gate)
+        producer = world.stream()
+        inner = world.produce(stream=producer, behind=gate)
         outer = Future[object]()
-        outer.set_result([inner])
+        with world.on(producer):  # what was recorded here would not have come yet
+            outer.set_result([inner])
 
+        assert outer.value() == [inner]
         assert outer.query()
         assert not inner.query()
 

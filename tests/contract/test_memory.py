@@ -184,6 +184,19 @@ CONSUMERS = [
 
 @pytest.mark.parametrize("consume", CONSUMERS)
 def test_c17_memory_is_not_reused_while_a_consumer_still_reads_it(world, consume):
+    assert_memory_is_kept(world, consume)
+
+
+@pytest.mark.needs("faults")
+def test_c17_memory_is_not_reused_under_a_callback_to_which_no_stream_could_be_lent(world):
+    def consume(world: Any, future: Future[Any], consumer: Any, gate: Any) -> Any:
+        world.fail_next("create_stream", Unhappy("out of streams"))
+        return by_then(world, future, consumer, gate)
+
+    assert_memory_is_kept(world, consume)
+
+
+def assert_memory_is_kept(world: Any, consume: Callable[..., Any]) -> None:
     producer, consumer = world.stream(), world.stream()
     future = world.produce(7.0, stream=producer)
     places = world.places(future.value())

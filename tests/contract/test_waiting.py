@@ -847,6 +847,26 @@ def test_c11_a_callback_of_synchronized_may_wait_for_another(world):
         assert child.wait(timeout=PATIENCE) is other.value()
 
 
+def test_c11_others_are_told_while_a_callback_of_synchronized_blocks_for_the_device(world):
+    with world.closed_gate() as gate, world.closed_gate() as blocking, world.closed_gate() as last:
+        behind = world.produce(2.0, behind=last)
+        told = world.produce(3.0, behind=blocking).synchronized()
+        entered = threading.Event()
+
+        def block(done: Future[Any]) -> Any:
+            entered.set()
+            return behind.synchronize(timeout=PATIENCE)
+
+        child = world.produce(1.0, behind=gate).synchronized().then(block)
+        gate.open()
+        assert entered.wait(PATIENCE)
+        blocking.open()
+        told.wait(timeout=PATIENCE)
+        last.open()
+
+        assert child.wait(timeout=PATIENCE) is behind.value()
+
+
 def test_c11_a_callback_of_synchronized_that_raises_does_not_stop_the_watching(world):
     def broken(done: Future[Any]) -> None:
         raise Unhappy

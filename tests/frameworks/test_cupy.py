@@ -729,6 +729,14 @@ def test_an_empty_array_is_copied_without_a_call(streams, copies):
     assert copies == []
 
 
+def test_on_the_current_device_nothing_is_switched(streams, copies, monkeypatch):
+    monkeypatch.setattr(driver, "on", lambda *_: pytest.fail("switches"))
+
+    CUPY.to_host(array(4))
+
+    assert copies == [("copy", 1, 0)]
+
+
 def test_a_copy_between_devices_comes_after_both_streams_and_before_the_rest(streams, copies):
     streams.Stream(S1).use()
     streams.on(1, lambda: streams.Stream(S2).use())

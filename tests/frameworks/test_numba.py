@@ -424,8 +424,9 @@ def test_page_locked_memory_is_held_by_its_owner(numba, queue, holds):
     whole = cuda.pinned_array(8, np.float32)
     memory = weakref.ref(whole.base)
     holds.keep(whole.base)
-    del whole
 
+    assert (holds.sweep(), queue.records) == (1, 0)
+    del whole
     assert (holds.sweep(), queue.records) == (1, 1)
     assert memory() is not None
     queue.finished = True
@@ -513,10 +514,11 @@ def in_a_thread(call: Callable[[], object]) -> None:
     assert not thread.is_alive()
 
 
-def test_a_thread_that_does_not_use_numba_frees_nothing(numba, queue, holds):
+@pytest.mark.parametrize("make", [array, cuda.pinned_array])
+def test_a_thread_that_does_not_use_numba_frees_nothing(numba, queue, holds, make):
     # Numba frees what has gathered where the eleventh is dropped: by a call that may wait for the
     # device, which gpufut's own thread must not, and that needs a context, which it has not.
-    arrays = [array(8) for _ in range(12)]
+    arrays = [make(8) for _ in range(12)]
     for each in arrays:
         holds.keep(each)
     arrays.clear()
@@ -528,7 +530,7 @@ def test_a_thread_that_does_not_use_numba_frees_nothing(numba, queue, holds):
     assert numba.freed == []
     assert len(numba.contexts[0].memory_manager.deallocations) == 12
 
-    one = array(8)
+    one = make(8)
     holds.keep(one)
     del one
     holds.sweep()

@@ -13,7 +13,7 @@ import pytest
 
 import gpufut
 from gpufut import Device, Future, frameworks, runtimes
-from gpufut.frameworks import keep_stream, stream_of, stream_types
+from gpufut.frameworks import framework_of, keep_stream, loaded, stream_of, stream_types
 
 ABACUS, QUIPU = Device("abacus", 0), Device("quipu", 0)
 
@@ -119,12 +119,13 @@ def test_a_stream_that_is_used_all_the_time_is_kept_however_many_come_and_go(mon
     monkeypatch.setattr(frameworks, "_MOST_KEPT", 3)
     lasting = Rod(0x100)
     alive = weakref.ref(lasting)
-    for handle in range(10):
-        keep_stream(ABACUS, 0x100, lasting)
+    for handle in range(8):
+        if handle % 2 == 0:
+            keep_stream(ABACUS, 0x100, lasting)
         keep_stream(ABACUS, handle, Rod(handle))
     del lasting
 
-    assert alive() is not None
+    assert alive() is not None  # it is one of the last three
 
 
 def test_a_view_of_a_stream_does_not_take_the_place_of_what_owns_it():
@@ -220,6 +221,19 @@ def test_the_stream_of_a_hand_off_may_be_dropped_at_once(standin, how):
     assert cupys.held() == 1
     del future
     cupys.settle()
+
+
+# -- frameworks ------------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_asked_for_the_frameworks_of_one_type_of_device(monkeypatch):
+    adapters(monkeypatch, fake=Adapter(ABACUS), other=Adapter(QUIPU))
+
+    assert len(loaded("abacus")) == len(loaded("quipu")) == 1
+    assert loaded("cuda") == []
+    assert framework_of(Cord, "abacus") is not None
+    assert framework_of(Cord, "quipu") is None
+    assert framework_of(int, "abacus") is None
 
 
 # -- classes that a stream has to be of ------------------------------------------------------------

@@ -709,6 +709,32 @@ def test_torchs_own_allocators_hear_of_streams(cuda, told, monkeypatch, backend)
     assert len(told) == 1
 
 
+def test_what_an_allocator_says_of_streams_that_it_knows_does_not_come_up(cuda, monkeypatch):
+    told: list[Any] = []
+
+    def record_stream(tensor: Any, _: Any) -> None:  # as on the stream of the allocation
+        told.append(tensor)
+        warnings.warn(
+            "Called record_stream on tensor whose original creation stream matches the recorded "
+            "stream. This is unnecessary and has no effect.",
+            UserWarning,
+            stacklevel=1,
+        )
+
+    monkeypatch.setattr(
+        torch._C, "_cuda_getAllocatorBackend", lambda: "cudaMallocAsync", raising=False
+    )
+    monkeypatch.setattr(torch.Tensor, "record_stream", record_stream, raising=False)
+    tensor = torch.empty(4, device="meta")
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert cuda.keep_memory(tensor, 0, 0x7F00) is None
+
+    assert told == [tensor]
+    assert warned == []
+
+
 def test_memory_of_a_pluggable_allocator_is_held(cuda, told, monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_getAllocatorBackend", lambda: "pluggable", raising=False)
     tensor = torch.empty(4, device="meta")
@@ -1257,6 +1283,15 @@ def test_to_device_has_the_device_read_a_copy_of_ordinary_memory(xpu, pinning, c
     assert copies == [("copy_", False), ("to", True)]
     assert torch.equal(pinning[0], source)
     assert target.grad_fn is not None  # it stays in the graph
+
+
+def test_to_device_takes_numpys_arrays_as_tensors_of_their_memory(xpu, pinning, copies):
+    source = np.arange(3.0)
+
+    target = to_meta(xpu).to_device(source, 0)
+
+    assert target.device.type == "meta"
+    assert pinning[0].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_to_device_waits_for_ordinary_memory_that_cannot_be_copied_first(

@@ -1,12 +1,15 @@
 """The CUDA suite on a GPU, in four passes: ``python -m tests.gpu.passes --json FILE``.
 
-plain       every CUDA test
+facts       first, what gpufut relies on about CUDA: known even if nothing else comes to an end
+plain       every other CUDA test
 sanitizer   torch's tests under torch's CUDA sanitizer
-chaos       everything, with device work of random length in front of records and waits
+chaos       the contract, with device work of random length in front of records and waits
 allocators  torch's tests of memory with each of its allocators
 
-Each pass is a session of pytest's with a summary of its own and a share of the time. What a share
-did not suffice for is reported as not run, and the whole did not pass. Exit code 0: all passed; 1:
+Each pass is a session of pytest's with a share of the time that is left. What a share did not
+suffice for is reported as not run, and the whole did not pass. A session in which nothing happens
+any more, or that dies, loses one test: another one goes on with the rest. The results are written
+after each pass, and the failures are the last thing that is printed. Exit code 0: all passed; 1:
 something failed or was not run; 2: there is no such device here.
 """
 
@@ -17,29 +20,43 @@ import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tests.gpu import summary
+from tests.gpu.journal import Ended, Found, Journal, read
+from tests.gpu.reporting import STACKS
 from tests.worlds import SEEDS, worlds
 
 ROOT: Final = Path(__file__).parents[2]
 BUDGET: Final = 540.0  # seconds for all passes: under ten minutes, with what starting them takes
-_GRACE: Final = 75.0  # seconds for the last test of a pass, which has 60, to end
-_COUNTS: Final = ("passed", "failed", "skipped", "not_run")
+_LIMIT: Final = 30  # seconds for a test; on a GPU it takes a few at most, or hangs
+_GRACE: Final = 45.0  # seconds for the last test of a pass to end
+_LAST_GRACE: Final = 10.0  # seconds after all time is over
+_SHORTEST: Final = 1.0  # seconds for which a pass is worth starting
+_MOST_SESSIONS: Final = 20  # of a pass
+_MOST_TEXTS: Final = 5  # whole stories of failures that say the same
+_LONGEST_STACKS: Final = 20_000  # characters
+_FACTS: Final = "tests/gpu/test_facts.py"
+_FACTS_FILE: Final = "facts.json"
+_PLUGINS: Final = ("timeout", "hypothesispytest")  # of pytest's; others could only be in the way
 _PACKAGES: Final = (
-    "torch", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba", "cuda-bindings", "numpy",
-    "pytest",
+    "torch", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "numba", "cuda-bindings", "cuda-core",
+    "numpy", "pytest", "pytest-timeout", "hypothesis",
 )  # fmt: skip
 
 
 class Run(NamedTuple):
-    """One session of pytest's.
+    """One pass, or a part of one.
 
     Attributes:
         name: What the report calls it.
@@ -61,7 +78,9 @@ def plan(device: str, seed: int) -> list[Run]:
         device: ``cuda``; another one shows that the passes themselves work.
         seed: Of the chaos.
     """
-    every = ("-m", "cuda", "tests") if device == "cuda" else ("-k", device, "tests/contract")
+    on_gpu = device == "cuda"
+    contract = ("-m", "cuda") if on_gpu else ("-k", device)
+    every = (*contract, "tests", f"--ignore={_FACTS}") if on_gpu else (*contract, "tests/contract")
     torchs = _only(device, "torch")
     memory = ("tests/contract/test_memory.py", "tests/contract/test_copies.py")
     allocators = {
@@ -69,10 +88,11 @@ def plan(device: str, seed: int) -> list[Run]:
         "expandable": "expandable_segments:True",
         "async": "backend:cudaMallocAsync",
     }
-    on_gpu = device == "cuda"
-    # Delays reach what goes through a world; the rest would only be the same again.
-    contract = (*every, "tests/contract")
+    # Nobody but a GPU can be asked. Much more time than it takes, because everything is loaded for
+    # the first time, from a disk that may be slow; the others get what is left.
+    facts = Run("facts", 0.3, ("-m", "cuda", _FACTS))
     return [
+        *([facts] if on_gpu else []),
         Run("plain", 0.35, every),
         Run(
             "sanitizer",
@@ -80,7 +100,8 @@ def plan(device: str, seed: int) -> list[Run]:
             (*torchs, *(("-p", "tests.gpu.sanitizer") if on_gpu else ()), "tests/contract"),
             {"TORCH_CUDA_SANITIZER": "1"} if on_gpu else {},
         ),
-        Run("chaos", 0.2, (*contract, "--chaos", str(seed))),
+        # Delays reach what goes through a world; the rest would only be the same again.
+        Run("chaos", 0.2, (*contract, "tests/contract", "--chaos", str(seed))),
         *(
             Run(
                 f"allocators: {name}",
@@ -109,43 +130,170 @@ def _settings_name() -> str:
     return "PYTORCH_ALLOC_CONF" if (major, minor) >= (2, 9) else "PYTORCH_CUDA_ALLOC_CONF"
 
 
-def run(each: Run, device: str, seconds: float, folder: Path) -> dict[str, Any]:
-    """What came of one session; everything not run, if it did not get as far as counting."""
-    outcomes = folder / "outcomes.json"
-    outcomes.unlink(missing_ok=True)
-    command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "tests.gpu.reporting", "-p", "no:cacheprovider",
-        "--device", device, "--outcomes", str(outcomes), "--stop-after", str(round(seconds)),
-        *each.arguments,
-    ]  # fmt: skip
-    environment = {
-        "CUDA_DEVICE_MAX_CONNECTIONS": "32",  # see tests/conftest.py
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        **each.environment,
-    }
-    print(f"\n=== {each.name}: {' '.join(command[3:])} ===", flush=True)
+# -- a pass ----------------------------------------------------------------------------------------
+
+
+def run(
+    each: Run, device: str, seconds: float, folder: Path, grace: float = _GRACE
+) -> dict[str, Any]:
+    """What came of one pass.
+
+    Args:
+        each: The pass.
+        device: On what.
+        seconds: How long to start tests.
+        folder: For its files.
+        grace: Seconds after that until it is killed.
+    """
     started = time.monotonic()
-    try:
-        code = subprocess.run(
-            command, cwd=ROOT, env=environment, check=False, timeout=seconds + _GRACE
-        ).returncode
-    except subprocess.TimeoutExpired:
-        code = -1
-    found = json.loads(outcomes.read_text(encoding="utf-8")) if outcomes.exists() else {}
+    journal = folder / f"{each.name.replace(': ', '-')}.jsonl"
+    journal.unlink(missing_ok=True)
+    found = read(journal)
+    for _ in range(_MOST_SESSIONS):
+        spent = time.monotonic() - started
+        code, why = _session(each, device, journal, seconds - spent, seconds + grace - spent)
+        found, before = read(journal), found
+        if not found.over:
+            _give_up(found.running, why or f"the process ended with code {code}", journal)
+            found = read(journal)
+        elif not found.broken:
+            break
+        can_go_on = len(found.ended) > len(before.ended) and found.counts()["not_run"] > 0
+        if not can_go_on or time.monotonic() - started > seconds:
+            break
+    return _result(each, found, code, why, time.monotonic() - started)
+
+
+def _result(each: Run, found: Found, code: int | None, why: str, seconds: float) -> dict[str, Any]:
+    slowest = sorted(found.ended.items(), key=lambda one: -one[1].seconds)[:10]
     return {
         "name": each.name,
         "returncode": code,
+        "ended": why,
+        "sessions": found.sessions,
         "arguments": list(each.arguments),
         "environment": each.environment,
-        **{key: found.get(key) for key in (*_COUNTS, "failures")},
-        "seconds": round(time.monotonic() - started, 1),
+        **found.counts(),
+        "seconds": round(seconds, 1),
+        "notes": found.notes,
+        "failures": _failures(found.ended),
+        "skips": Counter(end.line for end in found.ended.values() if end.outcome == "skipped"),
+        "slowest": {name: end.seconds for name, end in slowest},
     }
 
 
+def _session(
+    each: Run, device: str, journal: Path, seconds: float, at_most: float
+) -> tuple[int | None, str]:
+    """Run pytest until it ends or has to be ended; its code, and why it had to be."""
+    available = {point.name for point in metadata.entry_points(group="pytest11")}
+    plugins = [each for each in _PLUGINS if each in available]
+    command = [
+        sys.executable, "-X", "faulthandler", "-m", "pytest", "-q", "-rN",
+        "-c", "pyproject.toml", "--rootdir", str(ROOT), "--continue-on-collection-errors",
+        "-p", "no:cacheprovider",
+        *(option for name in plugins for option in ("-p", name)), "--timeout", str(_LIMIT),
+        "-p", "tests.gpu.reporting", "--journal", str(journal),
+        "--stop-after", str(round(max(seconds, 0.0))), "--device", device, *each.arguments,
+    ]  # fmt: skip
+    print(f"\n=== {each.name}: {' '.join(command[5:])} ===", flush=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=_environment(each, journal.parent),
+        stdin=subprocess.DEVNULL,
+        process_group=0,  # so that what tests have started ends with it
+    )
+    try:
+        why = _watch(process, journal, time.monotonic() + at_most)
+        return process.returncode, why
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _environment(each: Run, folder: Path) -> dict[str, str]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        # See tests/conftest.py. Copies have as many queues, unless the other one says otherwise.
+        "CUDA_DEVICE_MAX_CONNECTIONS": "32",
+        "CUDA_DEVICE_MAX_COPY_CONNECTIONS": "32",
+        "GPUFUT_FACTS": str(folder / _FACTS_FILE),
+        **each.environment,
+    }
+    # The first would change which tests are run, the second have every launch wait for its kernel.
+    for name in ("PYTEST_ADDOPTS", "CUDA_LAUNCH_BLOCKING"):
+        environment.pop(name, None)
+    return environment
+
+
+def _watch(process: subprocess.Popen[bytes], journal: Path, end: float) -> str:
+    """Wait for a session. Kill it when its time is over, or when nothing happens; say why."""
+    size, since = -1, time.monotonic()
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+            return ""
+        now = time.monotonic()
+        grown = journal.stat().st_size if journal.exists() else 0
+        if grown != size:
+            size, since, patience = grown, now, read(journal).patience
+        if now > end:
+            return _kill(process, "killed when the time for the pass was over")
+        if now - since > patience:
+            return _kill(process, f"killed because nothing had happened for {patience:.0f} s")
+
+
+def _kill(process: subprocess.Popen[bytes], why: str) -> str:
+    """Have it write where all its threads are, and end it."""
+    process.send_signal(signal.SIGABRT)  # as for a crash; no Python runs any more
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(2.0)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):  # a driver may keep it for a while
+        process.wait(20.0)
+    return why
+
+
+def _give_up(test: str | None, why: str, journal: Path) -> None:
+    """Write down where a session broke off: in a test, or before, between or after them."""
+    stacks = Path(f"{journal}{STACKS}")
+    text = stacks.read_text(encoding="utf-8", errors="replace") if stacks.exists() else ""
+    where = summary.innermost(text)
+    line = f"{why}, in {where}" if where else why
+    text = text[-_LONGEST_STACKS:]
+    last = Journal(journal)
+    if test is None:
+        last.write("note", text=f"{line}, outside of a test\n{text}")
+    else:
+        ended = {"outcome": "failed", "seconds": 0.0, "line": line, "text": text}
+        last.write("ends", test=test, is_hung=True, **ended)
+    last.close()
+
+
+def _failures(ended: dict[str, Ended]) -> list[dict[str, str]]:
+    """The tests that failed: each with a line, and some of each kind with all there is to say."""
+    told: Counter[str] = Counter()
+    failures = []
+    for test, end in ended.items():
+        if end.outcome == "failed":
+            told[end.line] += 1
+            text = {"text": end.text} if told[end.line] <= _MOST_TEXTS else {}
+            failures.append({"test": test, "line": end.line, **text})
+    return failures
+
+
 def is_good(result: dict[str, Any]) -> bool:
-    """Whether a session ran to its end and nothing failed."""
-    return result["returncode"] == 0 and result["not_run"] == 0 and bool(result["passed"])
+    """Whether a pass ran to its end and nothing failed."""
+    bad = result["failed"] or result["not_run"] or result["returncode"] != 0
+    return bool(result["passed"]) and not bad
+
+
+# -- all of them -----------------------------------------------------------------------------------
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -203,38 +351,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for each in plan(options.device, seed)
         if options.only is None or each.name.partition(":")[0] in options.only
     ]
-    budget = options.budget / sum(each.share for each in runs)
-    with tempfile.TemporaryDirectory() as folder:
-        results = [run(each, options.device, each.share * budget, Path(folder)) for each in runs]
-    good = bool(results) and all(map(is_good, results))
-    report = {
+    report: dict[str, Any] = {
         "environment": environment(options.device),
         "seed": seed,
-        "passed": good,
-        "passes": results,
+        "passed": False,
+        "passes": [],
     }
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print_summary(report)
-    return 0 if good else 1
+    end = time.monotonic() + options.budget
+    with tempfile.TemporaryDirectory() as folder:
+        for index, each in enumerate(runs):
+            left = end - time.monotonic()
+            # What an earlier one has left over, or taken too much, is shared by those to come.
+            seconds = left * each.share / sum(later.share for later in runs[index:])
+            if seconds > _SHORTEST:
+                grace = min(_GRACE, left + _LAST_GRACE - seconds)
+                result = run(each, options.device, seconds, Path(folder), grace)
+            else:
+                result = _result(each, Found(), None, "there was no time for it", 0.0)
+            report["passes"].append(result)
+            if len(report["passes"]) == len(runs):
+                report["passed"] = all(map(is_good, report["passes"]))
+            _write(report, options.json, Path(folder, _FACTS_FILE))
+    print("\n".join(summary.lines(report, options.json)))
+    return 0 if report["passed"] else 1
 
 
-def print_summary(report: dict[str, Any]) -> None:
-    """A line for each pass, and one for all."""
-    print(f"\n{'pass':<24}{'passed':>8}{'failed':>8}{'skipped':>9}{'not run':>9}{'seconds':>9}")
-    for each in report["passes"]:
-        print(_line(each["name"], each))
-    keys = (*_COUNTS, "seconds")
-    totals = {key: sum(each[key] or 0 for each in report["passes"]) for key in keys}
-    print(_line("all", totals))
-    print("passed" if report["passed"] else "NOT passed", f"(chaos seed {report['seed']})")
-
-
-def _line(name: str, numbers: dict[str, Any]) -> str:
-    counts = ["?" if numbers[key] is None else numbers[key] for key in _COUNTS]
-    text = f"{counts[0]:>8}{counts[1]:>8}{counts[2]:>9}{counts[3]:>9}"
-    return f"{name:<24}{text}{numbers['seconds']:>9.1f}"
+def _write(report: dict[str, Any], file: Path | None, facts: Path) -> None:
+    if file is None:
+        return
+    if facts.exists():
+        report["facts"] = json.loads(facts.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

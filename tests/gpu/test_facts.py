@@ -11,12 +11,14 @@ import os
 import statistics
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.gpu.queues import Queues, held_up_by
 from tests.worlds import until
 
 pytestmark = pytest.mark.cuda
@@ -29,61 +31,98 @@ _NON_BLOCKING, _NO_TIMING = 1, 2
 
 
 class Facts:
-    """Facts, as they are found."""
+    """Facts, written to the file as they are found; those of an earlier process stay there."""
 
     def __init__(self) -> None:
-        self.found: list[dict[str, Any]] = []
+        text = FILE.read_text(encoding="utf-8") if FILE.exists() else "[]"
+        self._found: dict[str, dict[str, Any]] = {each["fact"]: each for each in json.loads(text)}
 
     def state(self, fact: str, expected: object, measured: object) -> None:
         """Note a fact, and fail if it is not as expected."""
         is_so = expected == measured
         outcome = "confirmed" if is_so else "corrected"
-        self.found.append({"fact": fact, "outcome": outcome, "measured": measured})
+        self._add({"fact": fact, "outcome": outcome, "measured": measured})
         assert is_so, f"{fact}: expected {expected!r}, found {measured!r}"
 
     def measure(self, what: str, value: float) -> float:
         """Note a number about which nothing was said."""
-        self.found.append({"fact": what, "outcome": "measured", "measured": value})
+        self._add({"fact": what, "outcome": "measured", "measured": value})
         return value
+
+    def _add(self, fact: dict[str, Any]) -> None:
+        self._found[fact["fact"]] = fact
+        FILE.parent.mkdir(parents=True, exist_ok=True)
+        new = FILE.with_suffix(".new")  # so that there is never half a file
+        new.write_text(json.dumps([*self._found.values()], indent=2) + "\n", encoding="utf-8")
+        new.replace(FILE)
 
 
 @pytest.fixture(scope="module")
-def facts() -> Iterator[Facts]:
-    made = Facts()
-    yield made
-    FILE.parent.mkdir(parents=True, exist_ok=True)
-    FILE.write_text(json.dumps(made.found, indent=2) + "\n", encoding="utf-8")
+def facts() -> Facts:
+    return Facts()
+
+
+# What each library does when it is first used, such as making a context and loading kernels, has to
+# be over when a gate is closed.
+
+
+def use_runtime() -> Any:
+    from cuda.bindings import runtime
+
+    assert runtime.cudaFree(0)[0] == 0
+    return runtime
+
+
+def use_kernels() -> Any:
+    import kernels
+
+    kernels.warm_up()
+    return kernels
+
+
+def use_torch() -> Any:
+    module = pytest.importorskip("torch")
+    if not module.cuda.is_available():
+        pytest.skip("this torch does not work with CUDA")
+    module.zeros(1, device="cuda:0").add_(1).cpu()
+    return module
+
+
+def use_cupy() -> Any:
+    module = pytest.importorskip("cupy")
+    (module.zeros(1, module.float32) + 1).get()
+    return module
+
+
+def used(first_use: Callable[[], Any]) -> Any:
+    """A library, used once. What it warns of then is none of these tests' business."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return first_use()
 
 
 @pytest.fixture(scope="module")
 def torch() -> Any:
-    module = pytest.importorskip("torch")
-    if not module.cuda.is_available():
-        pytest.skip("this torch does not work with CUDA")
-    module.zeros(1, device="cuda:0").add_(1).cpu()  # kernels are loaded before a gate is closed
-    return module
+    return used(use_torch)
 
 
 @pytest.fixture(scope="module")
 def cupy() -> Any:
-    module = pytest.importorskip("cupy")
-    (module.zeros(1) + 1).get()
-    return module
+    return used(use_cupy)
 
 
 @pytest.fixture(scope="module")
 def runtime() -> Any:
-    from cuda.bindings import runtime
+    return used(use_runtime)
 
-    assert runtime.cudaFree(0)[0] == 0  # the context of device 0
-    return runtime
+
+@pytest.fixture(scope="module")
+def kernels() -> Any:
+    return used(use_kernels)
 
 
 @pytest.fixture
-def gate() -> Iterator[Any]:
-    import kernels
-
-    kernels.warm_up()
+def gate(kernels) -> Iterator[Any]:
     with kernels.Gate(5.0) as made:
         yield made
     assert not made.expired, "something blocked the host behind a closed gate"
@@ -110,6 +149,14 @@ def nanoseconds(function: Callable[[], object], count: int = 2000) -> float:
             function()
         rounds.append((time.perf_counter_ns() - start) / count)
     return round(statistics.median(rounds), 1)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("first_use", [use_runtime, use_kernels, use_torch, use_cupy])
+def test_how_long_a_first_use_takes(facts, first_use):
+    start = time.perf_counter()
+    used(first_use)
+    facts.measure(f"s: {first_use.__name__} for the first time", time.perf_counter() - start)
 
 
 # -- torch -----------------------------------------------------------------------------------------
@@ -235,6 +282,37 @@ def test_the_driver_records_without_a_current_context(runtime, facts):
     thread.join()
 
     facts.state("status of cuEventRecord in a fresh thread", [0], found)
+
+
+def test_in_how_many_queues_streams_are(runtime, kernels, facts):
+    queues = Queues(held_up_by(0))
+    numbers = {queues.of(call(runtime.cudaStreamCreateWithFlags, _NON_BLOCKING)) for _ in range(64)}
+    found = facts.measure("queues that 64 streams are in", len(numbers))
+
+    facts.state("there are more than 8 queues, as the environment says", True, found > 8)
+
+
+def test_what_waits_for_the_device(runtime, kernels, facts):
+    stream = call(runtime.cudaStreamCreateWithFlags, _NON_BLOCKING)
+    memory, pinned = call(runtime.cudaMalloc, 1 << 10), call(runtime.cudaHostAlloc, 1 << 10, 0)
+    calls: dict[str, tuple[Any, ...]] = {
+        "cudaMalloc of 1 KB": (runtime.cudaMalloc, 1 << 10),
+        "cudaMalloc of 64 MB": (runtime.cudaMalloc, 1 << 26),
+        "cudaFree": (runtime.cudaFree, memory),
+        "cudaHostAlloc of 1 KB": (runtime.cudaHostAlloc, 1 << 10, 0),
+        "cudaFreeHost": (runtime.cudaFreeHost, pinned),
+        "cudaStreamCreateWithFlags": (runtime.cudaStreamCreateWithFlags, _NON_BLOCKING),
+        "cudaEventCreateWithFlags": (runtime.cudaEventCreateWithFlags, _NO_TIMING),
+    }
+    for name, (function, *arguments) in calls.items():
+        gate = kernels.Gate(0.2)
+        gate.hold(stream)
+        start = time.perf_counter()
+        call(function, *arguments)
+        taken = (time.perf_counter() - start) * 1e3
+        gate.open()
+        call(runtime.cudaStreamSynchronize, stream)
+        facts.measure(f"ms beside a stream that is held for 200 ms: {name}", round(taken, 3))
 
 
 # -- capture ---------------------------------------------------------------------------------------

@@ -48,7 +48,10 @@ def test_the_example_runs_with_each_of_them(library, run_program):
     pytest.importorskip("numba.cuda")
     pytest.importorskip(library)
 
-    ended = run_program(program(library))
+    # In a program where warnings are errors: what Numba says of a newer NumPy is not the example's.
+    ended = run_program(
+        "from tests.gpu.loading import load; load('numba.cuda')\n" + program(library)
+    )
 
     assert ended.stderr == ""
     assert float(re.findall(r"[\d.]+", ended.stdout)[-1].rstrip(".")) == 42.0

@@ -18,18 +18,24 @@ import numpy as np
 
 import gpufut
 from gpufut import arrays, driver, frameworks, runtimes, streams
+from tests.gpu.queues import Queues, held_up_by, in_order
 from tests.worlds import ELEMENTS, Gate, Graph, World
 
 __all__ = ["CudaWorld", "CupyLibrary", "Kernels", "NumbaLibrary", "TorchLibrary"]
 
 LEGACY = 1
-_HALF_OF_THE_POOL = 16
+_POOL = 32  # streams that torch has on a device, of each priority
+_RAW = 96  # streams that are made to choose from
+_PINNED = 8  # arrays of Numba's that are ready
 RawStreams = Callable[[int], int]  # a new non-blocking stream of a device, by its raw handle
 _SHORT = 1e-4  # seconds of device work that are not worth a kernel of their own
 
 
 class Kernels(Protocol):
     """What the tests take from `kernels`, or from what stands in for it."""
+
+    def warm_up(self) -> None:
+        """Load all of them."""
 
     def spin(self, nanoseconds: int, *, stream: Any) -> None:
         """Keep a stream busy."""
@@ -84,13 +90,18 @@ class TorchLibrary(TorchArrays):
         self._torch: Any = torch
         self._kernels = kernels
         self._taken = 0
+        self.pool_is_given_out = False
 
     def stream(self, device: int, raw: RawStreams) -> Any:
-        # torch's own come from a pool of 32, of which the 33rd is the first again.
+        # torch's own come from a pool, of which the 33rd is the first again; gpufut has none of it.
         self._taken += 1
-        if self._taken <= _HALF_OF_THE_POOL:
+        if not self.pool_is_given_out and self._taken <= _POOL // 2:
             return self._torch.cuda.Stream(device=device)
         return self._torch.cuda.ExternalStream(raw(device), device=device)
+
+    def many_streams(self, device: int, raw: Sequence[int]) -> list[Any]:
+        pool = [self._torch.cuda.Stream(device=device) for _ in range(_POOL)]
+        return [*pool, *(self._torch.cuda.ExternalStream(each, device=device) for each in raw)]
 
     @contextmanager
     def on(self, stream: Any) -> Iterator[Any]:
@@ -121,6 +132,9 @@ class TorchLibrary(TorchArrays):
 
     def synchronize(self, device: int) -> None:
         self._torch.cuda.synchronize(device)
+
+    def get_ready(self) -> None:
+        pass
 
     def begin_capture(self, stream: Any, mode: str) -> Callable[[], Callable[[Any], object]]:
         # Not `torch.cuda.graph`, which waits for the whole device first.
@@ -167,6 +181,10 @@ class CupyLibrary:
         # Non-blocking, as no other stream in the tests waits for the default one either.
         with self.on_device(device):
             return self._cupy.cuda.Stream(non_blocking=True)
+
+    def many_streams(self, device: int, raw: Sequence[int]) -> list[Any]:
+        with self.on_device(device):
+            return [self._cupy.cuda.Stream(non_blocking=True) for _ in raw]
 
     @contextmanager
     def on(self, stream: Any) -> Iterator[Any]:
@@ -250,6 +268,13 @@ class CupyLibrary:
         with self.on_device(device):
             self._cupy.cuda.runtime.deviceSynchronize()
 
+    def get_ready(self) -> None:
+        # What earlier tests have left in the pool: of several pieces it gives away any one.
+        for device in range(driver.device_count()):
+            if driver.has_context(device):
+                with self.on_device(device):
+                    self._cupy.get_default_memory_pool().free_all_blocks()
+
     def begin_capture(self, stream: Any, mode: str) -> Callable[[], Callable[[Any], object]]:
         number = _MODES[mode]
         own = self._own(stream, _device_and_handle(stream)[1])
@@ -257,7 +282,9 @@ class CupyLibrary:
 
         def end() -> Callable[[Any], object]:
             graph = own.end_capture()
-            return lambda launcher: graph.launch(self._own(launcher, 0))
+            return lambda launcher: graph.launch(
+                self._own(launcher, _device_and_handle(launcher)[1])
+            )
 
         return end
 
@@ -304,6 +331,7 @@ class NumbaLibrary:
     is_told_of_streams = False
     says_whose_memory_it_is = False
     has_current_stream = False
+    _pinned: ClassVar[list[Any]] = []  # ready to be taken
 
     def __init__(self, kernels: Kernels) -> None:
         from numba import cuda
@@ -317,6 +345,10 @@ class NumbaLibrary:
         # Numba makes blocking streams only, which the default stream would wait for.
         with self.on_device(device):
             return self._cuda.external_stream(raw(device))
+
+    def many_streams(self, device: int, raw: Sequence[int]) -> list[Any]:
+        with self.on_device(device):
+            return [self._cuda.external_stream(each) for each in raw]
 
     def on(self, stream: Any) -> AbstractContextManager[object]:
         return gpufut.stream(gpufut.Stream(*_named(stream)))
@@ -382,6 +414,14 @@ class NumbaLibrary:
                 target.copy_to_device(source, stream=self._stream(device))
 
     def pinned(self) -> Any:
+        return self._pinned.pop() if self._pinned else self._new_pinned()
+
+    def get_ready(self) -> None:
+        # It has no pool of them, and the driver may wait for the device, perhaps behind a gate.
+        while len(self._pinned) < _PINNED:
+            self._pinned.append(self._new_pinned())
+
+    def _new_pinned(self) -> Any:
         # Numba would make a context on device 0 for it.
         used = [each for each in range(driver.device_count()) if driver.has_context(each)]
         with self.on_device(used[0] if used else 0):
@@ -468,6 +508,51 @@ def _named(stream: Any) -> tuple[gpufut.Device, int]:
     return gpufut.Device("cuda", device), handle
 
 
+class _Chosen:
+    """Streams of a device by the queues that they are in; the next to be taken is the last.
+
+    Of the queues, the default stream has one to itself, and gpufut a quarter: its own streams hold
+    up none of a test's.
+
+    Args:
+        queues: Of the device.
+        raw: Streams of tests and of gpufut, by their handles.
+    """
+
+    def __init__(self, queues: Queues, raw: Sequence[int]) -> None:
+        self._queues = queues
+        self._default = queues.of(LEGACY)
+        self._raw = [(queues.of(each), each) for each in raw]
+        others = [number for number in range(len(queues)) if number != self._default]
+        self._gpufuts = set(others[::4])
+
+    def __str__(self) -> str:
+        return f"{1 + len(self._raw)} streams are in {len(self._queues)} queues"
+
+    def for_gpufut(self) -> list[int]:
+        """The streams that gpufut is to take."""
+        return in_order([each for each in self._raw if each[0] in self._gpufuts])[::-1]
+
+    def for_tests(self) -> list[int]:
+        """Those that tests may take."""
+        return [handle for number, handle in self._raw if self._is_for_tests(number)]
+
+    def in_order(self, streams: Sequence[tuple[int, Any]]) -> list[Any]:
+        """Streams with their handles, without those that tests are not to take."""
+        numbered = [(self._queues.of(handle), stream) for handle, stream in streams]
+        return in_order([each for each in numbered if self._is_for_tests(each[0])])[::-1]
+
+    def _is_for_tests(self, number: int) -> bool:
+        return number != self._default and number not in self._gpufuts
+
+
+def _is_fit(stream: Any) -> bool:
+    """Whether a stream has nothing left to do, and no capture that was broken."""
+    from cuda.bindings import runtime
+
+    return bool(runtime.cudaStreamQuery(_device_and_handle(stream)[1])[0] == 0)
+
+
 class CudaGate:
     """A gate of a GPU."""
 
@@ -507,9 +592,13 @@ class CudaWorld(World):
     used: tuple[Any, ...]
     libraries: tuple[Any, ...]
     gate_seconds: ClassVar[float] = 5.0
+    notes: ClassVar[list[str]] = []  # what a reader of the results should know
     # Streams that earlier worlds have made, by device. They are never destroyed: torch's allocator
     # may still look at them when it frees a tensor.
     _raw_streams: dict[int, list[int]] = {}  # noqa: RUF012  # one for all worlds on a GPU
+    # Streams that do not hold each other up, by library and device: the next is the last.
+    _stock: dict[tuple[str, int], list[Any]] = {}  # noqa: RUF012  # the same
+    _chosen: dict[int, _Chosen] = {}  # noqa: RUF012  # the same
 
     def __init__(
         self,
@@ -526,6 +615,7 @@ class CudaWorld(World):
         self._gates: list[Any] = []
         self._streams: list[Any] = []
         self._raw_taken: list[tuple[int, int]] = []
+        self._taken: list[tuple[tuple[str, int], Any]] = []
         self._undo = ExitStack()
 
     def __enter__(self) -> Self:
@@ -534,6 +624,9 @@ class CudaWorld(World):
             self._undo.enter_context(only_loaded(self._names[1]))
             self._undo.enter_context(self._nothing_freed())
             warm_up(self)
+            self._choose_streams()
+            for library in self.libraries:
+                library.get_ready()
             self._undo.enter_context(streams_used_again("cuda"))
         except BaseException:
             self._undo.close()
@@ -558,12 +651,21 @@ class CudaWorld(World):
         traceback: TracebackType | None,
     ) -> None:
         self._undo.close()
-        for device, handle in self._raw_taken:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Let other worlds take the streams, in the same order."""
+        for device, handle in reversed(self._raw_taken):
             self._raw_streams[device].append(handle)
+        for key, stream in reversed(self._taken):
+            if _is_fit(stream):
+                self._stock[key].append(stream)
+        self._raw_taken.clear()
+        self._taken.clear()
 
     def _build(self, kernels: Kernels) -> None:
         used, loaded = self._names
-        self._kernels = kernels
+        self.kernels = kernels
         made: dict[str, Any] = {name: _LIBRARIES[name](kernels) for name in loaded}
         # Numba first: who makes a stream current for it, makes it current for all.
         self.libraries = tuple(made[name] for name in sorted(made, key="numba cupy torch".index))
@@ -573,21 +675,54 @@ class CudaWorld(World):
                 library.others = [each for each in made.values() if each.has_current_stream]
 
     def stream(self, device: int = 0) -> Any:
-        stream = self.used[0].stream(device, self._raw_stream)
+        key = self.used[0].name, device
+        if stock := self._stock.get(key):
+            stream = stock.pop()
+            self._taken.append((key, stream))
+        else:
+            stream = self.used[0].stream(device, self._raw_stream)
         _device_of[self.handle(stream)] = device
         self._streams.append(stream)  # the user's to keep: work on it outlives what refers to it
         return stream
 
     def _raw_stream(self, device: int) -> int:
-        from cuda.bindings import runtime
-
         try:
             handle = self._raw_streams.setdefault(device, []).pop()
         except IndexError:
-            with self.used[0].on_device(device):
-                handle = int(_checked(runtime.cudaStreamCreateWithFlags(_NON_BLOCKING)))
+            handle = self._new_raw_stream(device)
         self._raw_taken.append((device, handle))
         return handle
+
+    def _new_raw_stream(self, device: int) -> int:
+        from cuda.bindings import runtime
+
+        with self.used[0].on_device(device):
+            return int(_checked(runtime.cudaStreamCreateWithFlags(_NON_BLOCKING)))
+
+    def _choose_streams(self) -> None:
+        """Find streams that do not hold each other up, once for each device and library."""
+        library = self.used[0]
+        for device in range(len(self.devices)):
+            key = library.name, device
+            if key not in self._stock:
+                try:
+                    self._stock[key] = self._streams_in_order(device)
+                except Exception as error:  # then streams are taken as they come
+                    self._stock[key] = []
+                    self.notes.append(f"queues of device {device} cannot be told apart: {error!r}")
+            library.pool_is_given_out = bool(self._stock[key])
+
+    def _streams_in_order(self, device: int) -> list[Any]:
+        if device not in self._chosen:
+            raw = [self._new_raw_stream(device) for _ in range(_RAW)]
+            self._chosen[device] = _Chosen(Queues(held_up_by(device)), raw)
+            self.notes.append(f"device {device}: {self._chosen[device]}")
+            _left["cuda", device, 0] = self._chosen[device].for_gpufut()
+        chosen = self._chosen[device]
+        many = self.used[0].many_streams(device, chosen.for_tests())
+        for stream in many:
+            _device_of[self.handle(stream)] = device
+        return chosen.in_order([(self.handle(stream), stream) for stream in many])
 
     def handle(self, stream: Any) -> int:
         return _device_and_handle(stream)[1]
@@ -621,7 +756,7 @@ class CudaWorld(World):
 
     def delay(self, device: int, handle: int, seconds: float) -> None:
         with self.used[0].on_device(device):
-            self._kernels.spin(int(seconds * 1e9), stream=handle)
+            self.kernels.spin(int(seconds * 1e9), stream=handle)
 
     def finish(self) -> None:
         for device in self.devices:
@@ -644,24 +779,43 @@ _LIBRARIES: dict[str, Any] = {"torch": TorchLibrary, "cupy": CupyLibrary, "numba
 _warm: set[tuple[str, int]] = set()
 
 
-def warm_up(world: World) -> None:
+def warm_up(world: CudaWorld) -> None:
     """Launch every kernel of the tests once: loading one may wait for the whole device."""
     for device in world.devices:
         for library in world.libraries:
             if (library.name, device.index) in _warm:
                 continue
-            if "kernels" in sys.modules:
-                with library.on_device(device.index):  # type: ignore[attr-defined]
-                    sys.modules["kernels"].warm_up()
+            with library.on_device(device.index):
+                world.kernels.warm_up()
             first, pinned = library.empty(device.index), library.pinned()
             spare = [library.pinned() for _ in range(16)]  # what tests take comes from the pools
             library.fill(first, 1.0, 1e-3)
             library.copy(pinned, library.add(first, 1.0))
             library.copy(first, pinned)
             library.read(first)
-            library.synchronize(device.index)  # type: ignore[attr-defined]
-            del spare
+            library.synchronize(device.index)
+            try:
+                captured = _capture(world, library, device.index, first)
+            except Exception as error:  # the tests of captures will say so too, and only they
+                captured = None
+                world.notes.append(f"{library.name} cannot capture: {error!r}")
+            library.synchronize(device.index)
+            del spare, captured
             _warm.add((library.name, device.index))
+
+
+def _capture(world: CudaWorld, library: Any, device: int, array: Any) -> object:
+    """Capture and launch a kernel; what it writes."""
+    stream = library.stream(device, world._raw_stream)
+    _device_of[world.handle(stream)] = device
+    end = library.begin_capture(stream, "relaxed")
+    try:
+        with library.on(stream):
+            result = library.add(array, 1.0)
+    finally:
+        launch = end()
+    launch(stream)
+    return result
 
 
 def device_count() -> int:
@@ -680,7 +834,7 @@ def features_of(used: Sequence[str], loaded: Sequence[str], devices: int) -> fro
     settings = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") or os.environ.get(
         "PYTORCH_ALLOC_CONF", ""
     )
-    if "numba" not in used and not settings:
+    if "numba" not in used and settings in {"", "backend:native"}:
         features.add("reuse")
     return frozenset(features)
 
@@ -712,7 +866,7 @@ def streams_used_again(kind: str) -> Iterator[None]:
         yield
     finally:
         del runtime.create_stream
-        for key, handle in lent:
+        for key, handle in reversed(lent):  # in their old order
             _left[key].append(handle)
 
 

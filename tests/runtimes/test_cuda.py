@@ -813,6 +813,12 @@ def test_any_other_error_does_not_mean_that_nothing_runs(runtime, library, code)
     assert not runtime.has_failed(0)
 
 
+def test_on_a_device_without_a_context_nothing_runs(runtime, library):
+    assert not runtime.has_failed(0)
+    assert runtime.has_failed(1)
+    assert library.active == {0}
+
+
 def test_without_a_driver_nothing_runs(runtime, library, monkeypatch):
     def refuse() -> None:
         raise DeviceUnavailableError("gone")
@@ -913,7 +919,13 @@ def test_events_of_a_parent_process_are_not_destroyed_in_its_child(raw, library,
 def sanitizer(monkeypatch: pytest.MonkeyPatch) -> Any:
     """torch's own model of what is ordered after what, hearing all that is announced."""
     pytest.importorskip("torch")
-    from torch.cuda import _gpu_trace, _sanitizer
+    from torch.cuda import _gpu_trace
+
+    for each in vars(_gpu_trace).values():
+        if hasattr(each, "callback_list"):
+            monkeypatch.setattr(each, "callback_list", [])
+    # Imported now: it registers a sanitizer of its own, which would go on to hear all other tests.
+    from torch.cuda import _sanitizer
 
     handler = _sanitizer.EventHandler()
     heard = {
@@ -926,7 +938,7 @@ def sanitizer(monkeypatch: pytest.MonkeyPatch) -> Any:
         "StreamSynchronization": handler._handle_stream_synchronization,
     }
     for name, callback in heard.items():
-        monkeypatch.setattr(getattr(_gpu_trace, f"{name}Callbacks"), "callback_list", [callback])
+        getattr(_gpu_trace, f"{name}Callbacks").callback_list[:] = [callback]
     handler.trace = _gpu_trace
     return handler
 

@@ -8,7 +8,7 @@ import pytest
 
 from gpufut import sim
 
-SCHEDULES = ("latest", "random", "eager")
+SCHEDULES = ("latest", "random", "pct", "eager")
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def machine() -> Iterator[sim.Machine]:
 
 @pytest.fixture(params=SCHEDULES)
 def any_machine(request: pytest.FixtureRequest) -> Iterator[sim.Machine]:
-    """A machine under each of the three schedules."""
+    """A machine under each of the schedules."""
     with sim.Machine(devices=2, schedule=request.param, seed=1) as m:
         yield m
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from gpufut import sim
+from gpufut.sim.schedule import parse, written
 
-SCHEDULES = ("latest", "random", "eager")
+SCHEDULES = ("latest", "random", "pct", "eager")
 
 
 def fill(value):
@@ -73,10 +76,11 @@ def test_eager_stops_at_what_cannot_run_yet():
         assert m.pending() == 0
 
 
-def test_random_sometimes_runs_work_before_anybody_waits():
+@pytest.mark.parametrize("schedule", ["random", "pct"])
+def test_random_schedules_sometimes_run_work_before_anybody_waits(schedule):
     left = set()
     for seed in range(20):
-        with sim.Machine(schedule="random", seed=seed) as m:
+        with sim.Machine(schedule=schedule, seed=seed) as m:
             streams = [m.stream() for _ in range(3)]
             for stream in streams:
                 stream.launch(lambda: None)
@@ -114,8 +118,9 @@ def test_latest_turns_a_missing_wait_into_poison_every_time():
         assert sim.is_poison(saw)
 
 
-def test_random_turns_a_missing_wait_into_poison_for_some_seeds():
-    wrong = {seed for seed in range(20) if sim.is_poison(program("random", seed, waits=False)[0])}
+@pytest.mark.parametrize("schedule", ["random", "pct"])
+def test_random_schedules_turn_a_missing_wait_into_poison_for_some_seeds(schedule):
+    wrong = {seed for seed in range(20) if sim.is_poison(program(schedule, seed, waits=False)[0])}
 
     assert 0 < len(wrong) < 20
 
@@ -132,8 +137,9 @@ def test_one_seed_always_gives_one_order(schedule):
         assert program(schedule, seed, waits=True)[1] == program(schedule, seed, waits=True)[1]
 
 
-def test_other_seeds_give_other_orders():
-    assert len({tuple(program("random", seed, waits=True)[1]) for seed in range(20)}) > 2
+@pytest.mark.parametrize("schedule", ["random", "pct"])
+def test_other_seeds_give_other_orders(schedule):
+    assert len({tuple(program(schedule, seed, waits=True)[1]) for seed in range(20)}) > 2
 
 
 def test_work_of_one_stream_runs_in_order_under_every_schedule(any_machine):
@@ -172,6 +178,187 @@ def test_a_scheduler_of_ones_own_sees_all_runnable_work_and_what_is_wanted():
             "second",
             f"wait for stream {second.handle}",
         ]
+
+
+class Curious:
+    """A scheduler that lets the devices run ahead of the host, and notes what the host looks at."""
+
+    def __init__(self):
+        self.looks = []
+
+    def choose(self, runnable, wanted):
+        return runnable[0]
+
+    def ahead(self, runnable, look):
+        if not self.looks or self.looks[-1] is not look:
+            self.looks.append(look)
+        return runnable[0] if runnable and look.polls else None
+
+
+def test_a_scheduler_of_ones_own_may_run_work_before_anybody_waits():
+    scheduler = Curious()
+    with sim.Machine(schedule=scheduler) as m:
+        first, second = m.stream(), m.stream()
+        gate = m.gate()
+        first.launch(lambda: None)
+        second.hold(gate)
+
+        assert m.pending() == 2
+        assert first.query()
+        assert not second.query()
+        gate.open()
+        second.synchronize()
+
+    launch, hold, pending, query, query_2, after, opened, wait, waited = scheduler.looks
+    assert launch == hold == opened == sim.Look()
+    assert len(pending.ops) == 2
+    assert query.polls
+    assert query_2.polls
+    assert query_2.ops == (after.asked,)
+    assert wait.blocks
+    assert wait.ops == (after.asked,)
+    assert waited.devices == {0}
+
+
+def test_a_poll_in_vain_gives_the_devices_a_step_under_every_schedule(any_machine):
+    streams = [any_machine.stream() for _ in range(3)]
+    for stream in streams * 2:
+        stream.launch(lambda: None)
+    looks = 0
+    while not streams[1].query():
+        looks += 1
+        assert looks <= 6
+
+
+# -- PCT -------------------------------------------------------------------------------------------
+
+
+def order_of(schedule, first, second):
+    """The order in which two streams' kernels ran, when the host waits for all of them."""
+    ran = []
+    with sim.Machine(schedule=schedule) as m:
+        one, two = m.stream(), m.stream()
+        for _ in range(first):
+            one.launch(lambda: ran.append("a"))
+        for _ in range(second):
+            two.launch(lambda: ran.append("b"))
+        m.synchronize()
+    return "".join(ran)
+
+
+# A pattern with d changes of letters has depth d: at each, one step has to come before another.
+@pytest.mark.parametrize(
+    ("pattern", "depth", "seeds"),
+    [("bbaa", 1, 1000), ("aaba", 2, 1000), ("abba", 2, 1000), ("aabab", 3, 4000)],
+)
+def test_pct_finds_a_pattern_of_its_depth_as_often_as_is_proved(pattern, depth, seeds):
+    first, second = pattern.count("a"), pattern.count("b")
+    # The host's points: after each launch, at the wait, and after it.
+    takers, steps = 3, 2 * (first + second) + 2
+
+    hits = sum(
+        order_of(sim.Pct(seed, depth, steps), first, second) == pattern for seed in range(seeds)
+    )
+
+    # Of "bbaa" the bound is the truth, so that half of all choices of seeds come out below it.
+    proved = seeds / (takers * steps ** (depth - 1))
+    assert hits >= proved - 3 * math.sqrt(proved)
+
+
+def test_the_change_comes_before_the_step_and_lasts():
+    for seed in range(20):
+        orders = set()
+        for changes in (False, True):
+            schedule = sim.Pct(seed, depth=2, steps=1)
+            if not changes:
+                schedule._changes.clear()
+            with sim.Machine(schedule=schedule) as m:
+                stream = m.stream()
+                stream.launch(lambda: None)
+                orders.add(m.pending())
+        assert orders == {0, 1}  # whoever would have made the first step, the other one does
+
+    def makes_the_last_steps(schedule):
+        return order_of(schedule, 6, 6)[-4:] in ("aaaa", "bbbb")
+
+    hits = [makes_the_last_steps(sim.Pct(seed, 2, 26)) for seed in range(500)]
+    assert sum(hits) > 400
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_program_that_polls_comes_to_an_end_though_priorities_never_change(seed):
+    with sim.Machine(schedule=sim.Pct(seed, depth=1)) as m:
+        streams = [m.stream() for _ in range(3)]
+        for stream in streams * 2:
+            stream.launch(lambda: None)
+        looks = 0
+        while not streams[0].query():
+            looks += 1
+            assert looks <= 6
+
+
+def test_without_enough_changes_a_pattern_is_never_seen():
+    for pattern, depth in (("aaba", 1), ("aabab", 1)):
+        first, second = pattern.count("a"), pattern.count("b")
+        orders = {order_of(sim.Pct(seed, depth, 12), first, second) for seed in range(300)}
+        assert pattern not in orders
+        assert len(orders) > 1
+
+
+@pytest.mark.parametrize(("depth", "steps"), [(0, 10), (3, 0)])
+def test_numbers_that_make_no_sense_are_refused(depth, steps):
+    with pytest.raises(ValueError, match="1 or more"):
+        sim.Pct(1, depth, steps)
+
+
+# -- schedules in writing --------------------------------------------------------------------------
+
+
+def test_a_written_schedule_is_followed():
+    order = [2, 0, 1, 1, 0, 2]
+    ran = []
+    with sim.Machine(schedule="replay:7" + "".join("abc"[place] for place in order)) as m:
+        streams = [m.stream() for _ in range(3)]
+        for place in (*range(3), *range(3)):
+            streams[place].launch(lambda place=place: ran.append(place))
+        m.synchronize()
+
+    assert ran == order
+
+
+def test_what_a_schedule_does_not_say_is_done_as_late_as_possible():
+    ran = []
+    with sim.Machine(schedule="replay:2a") as m:
+        streams = [m.stream() for _ in range(3)]
+        for place, stream in enumerate(streams):
+            stream.launch(lambda place=place: ran.append(place))
+
+        assert ran == [0]
+        m.synchronize()
+        assert ran == [0, 2, 1]
+
+
+def test_what_a_schedule_says_and_the_program_does_not_do_is_an_error():
+    with sim.Machine(schedule="replay:1b") as m:
+        streams = [m.stream() for _ in range(2)]
+        streams[0].launch(lambda: None)
+        with pytest.raises(sim.ReplayError, match="of stream b at point 1"):
+            streams[0].launch(lambda: None)
+
+
+def test_there_are_names_for_any_number_of_streams():
+    items = [(1, 1), (1, 27), (2, 53), (2, 2), (12, 104)]
+
+    assert written(items) == "1aA,2(53)b,12(104)"
+    assert parse(written(items)) == (2, items)
+    assert parse(written(items, polls=7)) == (7, items)
+    assert parse(written([])) == (2, [])
+
+
+@pytest.mark.parametrize("text", ["", "a", "3", "3a,", "3a 4b", "x;3a", "polls=x;3a", "3a4b"])
+def test_what_is_no_schedule_is_refused(text):
+    with pytest.raises(ValueError, match="is no schedule"):
+        sim.Machine(schedule=f"replay:{text}")
 
 
 def test_an_unknown_schedule_is_refused():

@@ -45,6 +45,9 @@ class StandInKernels:
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
 
+    def warm_up(self) -> None:
+        pass
+
     def spin(self, nanoseconds: int, *, stream: int) -> None:
         self._cuda.enter()
         self._cuda.launch(self._cuda.stream(stream), _nothing, duration=nanoseconds / 1e9)
@@ -104,11 +107,12 @@ class StandInWorld(CudaWorld):
         super().__init__(name, used, loaded, features_of(loaded), device_count=2)
         self.machine = sim.Machine(devices=2, schedule=schedule, seed=seed, races="raise")
         self.cuda = Cuda(self.machine)
-        self._raw_streams = {}
+        self._raw_streams, self._stock, self._chosen = {}, {}, {}
 
     def __enter__(self) -> Self:
         try:
             self._undo.enter_context(activate(self.cuda))
+            self._undo.enter_context(self.machine.watching_threads())
             self._undo.enter_context(_in_place())
             self._undo.enter_context(only_loaded(self._names[1], _served))
             self._build(StandInKernels(self.cuda))
