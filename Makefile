@@ -23,7 +23,7 @@ WITH_FRAMEWORKS := $(VENV)/.frameworks-installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv test test-gpu lint check format demo bench scorecard clean
+.PHONY: help venv test test-gpu lint check format demo bench proof mutants scorecard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,12 @@ demo: $(BASE) $(if $(findstring cuda,$(ARGS)),$(WITH_FRAMEWORKS))  ## photograph
 
 bench: $(BASE) $(WITH_FRAMEWORKS)  ## measure the host side against torch.futures and others
 	$(BIN)/python -m bench.host --json bench/results/host.json $(ARGS)
+
+proof: $(BASE)  ## explore, search and break at length: fifteen minutes, `make proof ARGS='--minutes 1'` for less
+	$(BIN)/python -m tests.proof $(ARGS)
+
+mutants: $(BASE) $(WITH_FRAMEWORKS)  ## plant hundreds of faults in copies, one by one: the tests must find every one; under ten minutes
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 # gpufut on the simulated device, torch.futures on the CPU, and what was recorded elsewhere. That a
 # check fails, exit code 1, is a result here and not an error.

@@ -749,6 +749,8 @@ class Future(Generic[T]):
 
     def _settle_like(self, other: Future[Any]) -> bool:
         """Take over the outcome of a completed future, its hand-off included."""
+        if _watched:
+            order.acquire(other)
         return self._settle(other._state, other._result, other._handoff)
 
     def _notify(self, entry: Entry) -> None:
@@ -1449,11 +1451,14 @@ def _report(parent: Future[Any], error: BaseException) -> None:
 # -- being watched ---------------------------------------------------------------------------------
 
 
+_NO_PLAIN: Final[tuple[set[type], dict[type, Callable[[Any], object]]]] = (set(), {})
+
+
 def _on_watch(watched: bool) -> None:
     """Take no short cuts while somebody watches how threads are ordered: see "Watching"."""
     global _watched, _taken_at_once, _plain_types, _plain_tests, _done_at_once
     _taken_at_once = -1 if watched else VALUE
-    _plain_types, _plain_tests = (set(), {}) if watched else (HOST_TYPES, HOST_TESTS)
+    _plain_types, _plain_tests = _NO_PLAIN if watched else (HOST_TYPES, HOST_TESTS)
     _done_at_once = None if watched else _done
     _watched = watched
 

@@ -7,6 +7,7 @@ import pickle
 import sys
 import threading
 import types
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,24 @@ def test_threads_that_name_a_new_device_at_the_same_time_get_the_same_object():
 
     assert len(made) == 800
     assert len({id(device) for device in made}) == 200
+
+
+def test_who_loses_the_race_for_a_new_name_gets_the_winners_object(monkeypatch):
+    made: list[Device] = []
+
+    class Known(dict[Any, Device]):
+        looked_up = False
+
+        def get(self, name: Any, default: Any = None) -> Any:
+            found = super().get(name, default)
+            if not self.looked_up:  # and right after the look another thread is quicker
+                self.looked_up = True
+                made.append(Device(*name))
+            return found
+
+    monkeypatch.setattr(Device, "_known", Known())
+
+    assert Device("racing", 0) is made[0]
 
 
 def test_a_copied_or_pickled_device_is_the_same_object():

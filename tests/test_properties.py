@@ -1,6 +1,7 @@
 """Random programs against references that are too simple to be wrong.
 
 Examples are drawn from a fixed seed, so that the same commit gives the same verdict everywhere.
+Programs that have to do with devices are in `tests.proof`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from gpufut import (
     Manager,
     collect_all,
     collect_any,
-    get_manager,
     set_manager,
     sim,
 )
@@ -510,159 +510,3 @@ def test_exactly_the_planted_arrays_are_found(manager, shape):
 
         assert {id(array) for _, _, array in find(value)} == {id(arrays[n]) for n in planted}
         assert len(find(value)) == len(planted)
-
-
-# -- devices: whatever the schedule, the numbers are those of a program without any ----------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Move:
-    """One step of a pipeline: which value it works on, where, and how it hands on."""
-
-    act: str
-    node: int
-    place: int
-    number: int
-
-
-MOVES: Final = (
-    "produce", "produce", "then", "then pass", "then async", "consume", "gather", "drop", "read",
-    "wait",
-)  # fmt: skip
-
-moves = st.lists(
-    st.builds(
-        Move, st.sampled_from(MOVES), st.integers(0, 9), st.integers(0, 7), st.integers(1, 9)
-    ),
-    min_size=4,
-    max_size=25,
-)
-
-
-class Pipeline:
-    """Futures of arrays beside the numbers that they must hold. Any may be dropped at once."""
-
-    def __init__(self, machine: sim.Machine) -> None:
-        self.machine = machine
-        self.streams = [machine.stream(device) for device in (0, 0, 1, 1)]
-        self.nodes: list[tuple[Future[Any], float]] = []
-
-    def run(self, plan: list[Move]) -> None:
-        for move in plan:
-            if move.act == "produce" or not self.nodes:
-                self.produce(move)
-            else:
-                future, number = self.nodes[move.node % len(self.nodes)]
-                getattr(self, "do_" + move.act.replace(" ", "_"))(move, future, number)
-        for future, number in self.nodes:
-            assert self.read(future.wait()) == number
-
-    def library(self, move: Move) -> Any:
-        return self.machine.libraries[move.number % 2]
-
-    def produce(self, move: Move) -> None:
-        stream = self.streams[move.place % 4]
-        library = self.library(move)
-        future: Future[Any] = Future()
-        with library.stream(stream):
-            array = library.empty((4,), device=stream.device)
-            library.launch(lambda x: x.fill(move.number), writes=[array])
-            if move.place < 4:
-                future.set_result({"array": array})
-        if move.place >= 4:
-            future.set_result({"array": array}, streams=[stream])
-        self.nodes.append((future, float(move.number)))
-
-    def added(self, value: dict[str, Any], number: int) -> dict[str, Any]:
-        """A new array, by a kernel on the current stream."""
-        array = value["array"]
-        result = array.library.empty((4,), device=array.device)
-        array.library.launch(lambda x, y: np.add(x, number, out=y), reads=[array], writes=[result])
-        return {"array": result}
-
-    def do_then(self, move: Move, future: Future[Any], number: float) -> None:
-        child = future.then(lambda f: self.added(f.value(), move.number))
-        self.nodes.append((child, number + move.number))
-
-    def do_then_pass(self, move: Move, future: Future[Any], number: float) -> None:
-        self.nodes.append((future.then(lambda f: f.value()), number))
-
-    def do_then_async(self, move: Move, future: Future[Any], number: float) -> None:
-        def callback(parent: Future[Any]) -> Future[Any]:
-            inner: Future[Any] = Future()
-            inner.set_result(self.added(parent.value(), move.number))
-            return inner
-
-        self.nodes.append((future.then_async(callback), number + move.number))
-
-    def do_consume(self, move: Move, future: Future[Any], number: float) -> None:
-        array = future.value()["array"]
-        stream = self.streams[(move.place % 2) + 2 * array.device]
-        result: Future[Any] = Future()
-        with array.library.stream(stream):
-            if move.place < 4:
-                future.wait()
-            else:
-                future.wait(stream=stream)
-            result.set_result(self.added(future.value(), move.number))
-        self.nodes.append((result, number + move.number))
-
-    def do_gather(self, move: Move, future: Future[Any], number: float) -> None:
-        other, other_number = self.nodes[move.place % len(self.nodes)]
-
-        def callback(both: Future[Any]) -> dict[str, Any]:
-            first, second = (each.wait() for each in both.value())
-            here = first["array"]
-            there = second["array"]
-            stream = here.library.current_stream(here.device)
-            future.wait(stream=stream)
-            other.wait(stream=stream)
-            copied = here.library.empty((4,), device=here.device)
-            stream.copy(copied, there)
-            result = here.library.empty((4,), device=here.device)
-            here.library.launch(
-                lambda x, y, z: np.add(x, y, out=z), reads=[here, copied], writes=[result]
-            )
-            return {"array": result}
-
-        gathered = collect_all([future, other]).then(callback)
-        self.nodes.append((gathered, number + other_number))
-
-    def do_drop(self, move: Move, future: Future[Any], number: float) -> None:
-        del self.nodes[move.node % len(self.nodes)]
-
-    def do_wait(self, move: Move, future: Future[Any], number: float) -> None:
-        future.wait(stream=self.streams[move.place % 4])
-
-    def do_read(self, move: Move, future: Future[Any], number: float) -> None:
-        value = future.wait() if move.place % 2 else future.synchronize()
-        assert self.read(value) == number
-
-    def read(self, value: dict[str, Any]) -> float:
-        numbers = set(value["array"].get().tolist())
-        assert len(numbers) == 1
-        return float(numbers.pop())
-
-
-@pytest.mark.parametrize(
-    ("schedule", "limit"), [("latest", 32), ("random", 2), ("random", 32), ("eager", 1)]
-)
-@quick(max_examples=100)
-@given(plan=moves, seed=st.integers(0, 1000))
-def test_pipelines_over_streams_libraries_and_devices_compute_what_was_asked(
-    manager, schedule, limit, plan, seed
-):
-    set_manager(Manager(housekeeping=None, stream_limit=limit))
-    with sim.Machine(devices=2, schedule=schedule, seed=seed) as machine:
-        pipeline = Pipeline(machine)
-        pipeline.run(plan)
-        pipeline.nodes.clear()
-        machine.run()
-        get_manager().sweep()
-        machine.run()
-
-        assert get_manager().sweep() == 0
-        for stats in get_manager().stats().values():
-            assert stats.events == stats.events_free
-            assert stats.lent == 0
-            assert stats.streams <= limit

@@ -131,9 +131,7 @@ class Capture:
             self.invalidate(text)
             raise CaptureError(900, text)
         host = self._engine.host().known
-        self._branches[stream] = Branch(
-            Lane(stream.key, host, stream.handle, stream.label, stream.device)
-        )
+        self._branches[stream] = Branch(Lane(stream.key, host, stream))
         stream.capture = self
 
     # Refusing

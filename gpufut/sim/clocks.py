@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 Clock: TypeAlias = Mapping[int, int]
 
@@ -31,7 +31,7 @@ _MOST_PAST = 32  # states of a lane that are told apart
 
 def joined(clock: Clock, other: Clock) -> Clock:
     """What *clock* and *other* know together; *clock* itself if *other* adds nothing."""
-    if other is clock:
+    if other is clock or not other:
         return clock
     news = {key: number for key, number in other.items() if clock.get(key, 0) < number}
     return {**clock, **news} if news else clock
@@ -60,6 +60,8 @@ class HostClock:
     say what it did itself.
 
     Invariant  `lane` stands for what the thread does itself, on no stream: its numbers are epochs.
+               `clock` is an object that no other thread has, and another one in each epoch: who has
+               seen this very object has seen all that there is.
     Lock       none: the thread changes it, and others may read `clock` or `epoch` at any time.
     """
 
@@ -68,7 +70,7 @@ class HostClock:
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
         self.key = next(_keys)
-        self.clock = clock
+        self.clock: Clock = {**clock}
         self.epoch = 1
         self.lane = Lane(self.key, self)
 
@@ -82,7 +84,21 @@ class HostClock:
         # of this epoch, and what comes is of the next.
         clock = {**self.clock, self.key: self.epoch}
         self.epoch += 1
+        self.clock = {**self.clock}
         return clock
+
+
+class Place(Protocol):
+    """What a message says of a stream."""
+
+    handle: int
+    device: int
+    destroyed: bool
+    lanes: dict[int, Lane]
+
+    @property
+    def label(self) -> str:
+        """The handle, and which of those that had it."""
 
 
 class Lane:
@@ -94,47 +110,52 @@ class Lane:
 
     `queue` is what never overlaps with itself: the stream, or the thread. `clock` is what surely
     comes before the next operation here, `seq` the last one in the count of the whole stream.
-    `seen` is the thread's clock that `clock` contains; `epoch` the thread's when it was last here.
-    `others` are the lanes of the stream, this one among them.
+    `seen` is the thread's clock that `clock` contains, the very object; `epoch` the thread's then.
+    `place` is the stream, as others see it; None if the lane is a thread's own.
 
     Lock       the machine's guards all fields.
     """
 
-    __slots__ = ("clock", "destroyed", "device", "epoch", "handle", "host", "key", "others", "past",
-                 "queue", "seen", "seq", "stream")  # fmt: skip
+    __slots__ = ("clock", "epoch", "host", "key", "past", "place", "queue", "seen", "seq")
 
-    def __init__(
-        self,
-        queue: int,
-        host: HostClock,
-        handle: int | None = None,
-        stream: str = "",
-        device: int | None = None,
-        others: Mapping[int, Lane] | None = None,
-    ) -> None:
-        self.key = queue if handle is None else next(_keys)
+    def __init__(self, queue: int, host: HostClock, place: Place | None = None) -> None:
+        self.key = queue if place is None else next(_keys)
         self.queue = queue
         self.host = host
-        self.handle = handle
-        self.stream = stream
-        self.device = device
-        self.others: Mapping[int, Lane] = {} if others is None else others
-        self.destroyed = False
+        self.place = place
         self.clock: Clock = START
         self.seq = 0
         self.seen: Clock | None = None
         self.epoch = 0
-        self.past: list[tuple[int, Clock, int]] = []  # epoch, clock, seq; the oldest first
+        self.past: tuple[tuple[int, Clock, int], ...] = ()  # epoch, clock, seq; the oldest first
 
-    def enter_epoch(self) -> None:
-        """The thread is here again, and has told others since it was here last."""
+    def arrive(self, stream: Clock) -> None:
+        """The thread is here again, and knows more, or has told others, since it was here last.
+
+        *stream* is what everybody comes after who is here.
+        """
+        host = self.host
+        if self.epoch != host.epoch:
+            self._enter_epoch()
+        if self.clock is self.seen:
+            self.clock = joined(host.clock, stream)  # of which the older one is part
+        else:
+            self.clock = joined(joined(self.clock, host.clock), stream)
+        self.seen = host.clock
+        others = {} if self.place is None else self.place.lanes
+        if len(others) > 1:
+            for key, other in others.items():
+                if other is not self:
+                    self.clock = other.add_to(self.clock, host.clock.get(key, 0))
+
+    def _enter_epoch(self) -> None:
         if self.epoch:
-            self.past.append((self.epoch, self.clock, self.seq))
+            self.past = (*self.past, (self.epoch, self.clock, self.seq))
             if len(self.past) > _MOST_PAST:
                 # Whoever knows the older state is taken to know the next one: a race may go
                 # unseen that way, but none is invented.
-                epoch = self.past[0][0]
-                self.past[:2] = [(epoch, *self.past[1][1:])]
+                (epoch, _, _), (_, clock, seq), *later = self.past
+                self.past = ((epoch, clock, seq), *later)
         self.epoch = self.host.epoch
 
     def add_to(self, clock: Clock, epoch: int) -> Clock:

@@ -10,20 +10,18 @@ import itertools
 import math
 import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from threading import RLock
 
 from gpufut.sim.capture import Capture, CaptureMode, refuse_unsafe_locked, wait_locked
 from gpufut.sim.clocks import START, Clock, HostClock, Lane, advanced, joined, knows
 from gpufut.sim.errors import DeviceError, InvalidHandleError, without_frames
+from gpufut.sim.hosts import Hosts
 from gpufut.sim.layout import Layout, NumpyArray
 from gpufut.sim.memory import Allocator, Block, Memory, View
 from gpufut.sim.races import Access, AccessKind, Detector, Doubt, Shadow, Site
 from gpufut.sim.schedule import Look, Scheduler
-from gpufut.sim.streams import NO_LANE, Event, Gate, Kernel, Mark, Op, OpKind, Stream
-from gpufut.sim.threads import known_at_start
+from gpufut.sim.streams import MOST_OLDER, NO_LANE, Event, Gate, Kernel, Mark, Op, OpKind, Stream
 from gpufut.sim.timeline import ENQUEUE_SECONDS, HostThread, OpRecord, RecordKind, Stats
 
 FAULTS = (
@@ -59,10 +57,11 @@ class Engine:
         self, scheduler: Scheduler, *, races: str, shared: bool, gate_timeout: float
     ) -> None:
         self.lock = RLock()
-        self.number = next(_numbers)
+        self.hosts = Hosts(next(_numbers), shared=shared)
+        self.host = self.hosts.mine
         self.detector: Detector | None = None
         if races != "off":
-            self.detector = Detector(collect=races == "collect", hosts=self.hosts)
+            self.detector = Detector(collect=races == "collect", hosts=self.hosts.clocks)
         self.gates_expired = 0
         self.counts = dict.fromkeys(Stats._fields, 0)
         self.timeline: list[tuple[RecordKind, str, int | None, int | None, str, float, float,
@@ -83,88 +82,10 @@ class Engine:
         self._running: Op | None = None
         self._number = 0
         self.streams_made = 0
-        self._local = threading.local()
-        self._shared = HostClock("all", START) if shared else None
-        # Of the threads that have had to do with the machine; the first says who lives.
-        self._hosts: deque[tuple[weakref.ref[HostThread], HostClock]] = deque(maxlen=1024)
-        self._by_thread: weakref.WeakKeyDictionary[threading.Thread, HostClock] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._last_words: weakref.WeakKeyDictionary[threading.Thread, Clock] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._ended: list[HostClock] = []  # of threads whose last words were heard
         if attach := getattr(scheduler, "attach", None):
             attach(self)
 
     # Host threads
-
-    def host(self) -> HostThread:
-        """The calling thread's clocks and current streams. Takes no lock."""
-        try:
-            found: HostThread = self._local.host
-        except AttributeError:
-            found = self._local.host = self._arrive()
-        return found
-
-    def _arrive(self) -> HostThread:
-        thread = threading.current_thread()
-        if self._shared is not None:
-            return HostThread(thread.name, self._shared)
-        clock = known_at_start(thread, self.number)
-        known = self._continued(clock) or HostClock(thread.name, clock)
-        known.name = thread.name
-        host = HostThread(thread.name, known)
-        self._by_thread[thread] = known
-        self._hosts.append((weakref.ref(host), known))
-        return host
-
-    def _continued(self, clock: Clock) -> HostClock | None:
-        """What an ended thread knew, for a new one that knows all of that, and goes on with it.
-
-        As if they were one thread: so clocks do not grow with every thread of a program.
-        """
-        for known in tuple(self._ended):
-            if knows(clock, known.key, known.epoch - 1):
-                try:
-                    self._ended.remove(known)
-                except ValueError:  # another new thread was quicker
-                    continue
-                known.clock = clock
-                return known
-        return None
-
-    def hosts(self, *, ended: bool) -> list[HostClock]:
-        """What the host threads know that had to do with the machine; if *ended*, all of them."""
-        if self._shared is not None:
-            return [self._shared]
-        return [known for host, known in tuple(self._hosts) if ended or host() is not None]
-
-    def known_here(self) -> Clock:
-        """What the calling thread knows. Creates nothing: for finalizers."""
-        if self._shared is not None:
-            return self._shared.clock
-        host: HostThread | None = getattr(self._local, "host", None)
-        return START if host is None else host.known.clock
-
-    def publish(self) -> tuple[int, Clock]:
-        """What the calling thread lets others know by telling them, and its key."""
-        known = self.host().known
-        return known.key, known.published()
-
-    def learn(self, clock: Clock) -> None:
-        """The calling thread comes after a point where others knew *clock*."""
-        self.host().known.learn(clock)
-
-    def learn_from(self, thread: threading.Thread) -> None:
-        """The calling thread comes after all that *thread* did, which has ended."""
-        known = self._by_thread.get(thread)
-        if known is not None:
-            # Whoever comes first lets it speak; after that another thread may go on with its clock.
-            self._last_words.setdefault(thread, known.published())
-            if self._by_thread.pop(thread, None) is not None:
-                self._ended.append(known)
-        self.learn(self._last_words.get(thread, START))
 
     def note(self, kind: RecordKind, name: str, host: HostThread, start: float) -> None:
         """Put what a host thread did since *start* on the timeline."""
@@ -187,7 +108,7 @@ class Engine:
                 for key, lane in each.lanes.items():
                     mine = lane.host is known
                     clock = lane.add_to(clock, known.epoch if mine else known.clock.get(key, 0))
-                if len(each.lanes) > 1 or each.lane.host is not known:
+                if self.hosts.several:
                     text = f"stream {each.label} was waited for"
                     self._doubt_work_locked(text, each, clock, host)
             elif mark is not None:
@@ -205,7 +126,8 @@ class Engine:
         """*host* waits for what *mark* captured, perhaps before there is such a record."""
         if self.detector is None:
             return
-        seen, thread = mark.seen(), mark.lane.host.name
+        seen, thread, place = mark.seen(), mark.lane.host.name, mark.lane.place
+        stream = "" if place is None else place.label
         text += (
             f" perhaps before its record: nothing orders that call of thread {host.name} after the "
             f"record by thread {thread}"
@@ -214,9 +136,9 @@ class Engine:
         for older in reversed(event.older):
             if older.is_known_to(host.known):
                 text = (
-                    f"event {event.handle} was recorded again, on stream {mark.lane.stream}, by "
-                    f"thread {thread}, perhaps before thread {host.name} waited for what it stood "
-                    "for before: give each record an event of its own"
+                    f"event {event.handle} was recorded again, on stream {stream}, by thread "
+                    f"{thread}, perhaps before thread {host.name} waited for what it stood for "
+                    "before: give each record an event of its own"
                 )
                 self.detector.doubt(Doubt(older.seen(), reached, number, text, None))
                 return
@@ -287,20 +209,24 @@ class Engine:
             last = stream.last_op if capture is None else capture.last_locked(stream)
             self.counts["records"] += 1
             host.time += ENQUEUE_SECONDS
-            clock = lane.clock
-            if host.is_last_user and last is not None:
-                clock = joined(clock, last.all_before())
             before = event.mark
-            if before is not None and before.capture is None and len(self._hosts) > 1:
-                event.older.append(before)
-            event.mark = mark = Mark(last, host.time, capture, lane, clock, host.known.epoch)
-            if event.waited is not None:
+            event.mark = mark = Mark(last, host.time, capture, lane)
+            if before is None and event.waited is not None:
                 self._doubt_empty_wait_locked(event, mark, *event.waited)
-                event.waited = None
-            if len(stream.lanes) > 1:
-                text = f"event {event.handle} was recorded on stream {stream.label}"
-                self._doubt_work_locked(text, stream, clock, host)
+            if self.hosts.several and capture is None:
+                self._record_among_threads_locked(event, before, mark, stream, host)
             self.look_locked()
+
+    def _record_among_threads_locked(
+        self, event: Event, before: Mark | None, mark: Mark, stream: Stream, host: HostThread
+    ) -> None:
+        """What there is besides to a record if there are other threads."""
+        if before is not None and before.capture is None:
+            event.older = (*event.older, before)[-MOST_OLDER:]
+        if host.is_last_user and mark.op is not None:
+            mark.clock = joined(mark.clock, mark.op.all_before())
+        text = f"event {event.handle} was recorded on stream {stream.label}"
+        self._doubt_work_locked(text, stream, mark.clock, host)
 
     def destroy_event(self, event: Event) -> None:
         """See `Event.destroy`."""
@@ -323,7 +249,7 @@ class Engine:
             mark = event.mark
             lane = stream.lane
             if mark is None:
-                event.waited = lane, stream.seq
+                event.waited = stream.label, lane, stream.seq
                 host.time += ENQUEUE_SECONDS
                 return
             # What another thread recorded cannot be waited for before it was recorded.
@@ -335,13 +261,15 @@ class Engine:
             if dep is None or dep.stream is stream:
                 host.time += ENQUEUE_SECONDS
                 return
-            seen = event.surely_captured_locked(mark, host.known)
-            if seen is not None:
+            known = mark.is_known_to(host.known)
+            if known:
+                lane.clock = advanced(joined(lane.clock, mark.clock), mark.lane.key, mark.seq)
+            elif (seen := event.surely_captured_locked(mark, host.known)) is not None:
                 lane.clock = joined(lane.clock, seen)
             # Enqueued even if it is done already, so that a record after it carries what it knows.
             op = self._append_locked(stream, "wait", "wait", host)
             op.dep = dep
-            if not mark.is_known_to(host.known):
+            if not known:
                 text = f"stream {stream.label} was told to wait for event {event.handle}"
                 self._doubt_record_locked(text, event, mark, host, lane, op.seq)
             self.look_locked()
@@ -353,12 +281,12 @@ class Engine:
         self._append_locked(stream, "wait", "wait", host).dep = dep
 
     def _doubt_empty_wait_locked(
-        self, event: Event, mark: Mark, reached: Lane, number: int
+        self, event: Event, mark: Mark, label: str, reached: Lane, number: int
     ) -> None:
         """*event* is recorded, and was waited for before it was for the first time."""
         if self.detector is not None:
             text = (
-                f"stream {reached.stream} was told to wait for event {event.handle} before it was "
+                f"stream {label} was told to wait for event {event.handle} before it was "
                 "recorded, which does nothing: record first"
             )
             self.detector.doubt(Doubt(mark.seen(), reached, number, text, None))
@@ -392,9 +320,8 @@ class Engine:
                 f"kernel '{self._running.name}' called the machine; a kernel may only compute"
             )
         self.touched.add(stream.device)
-        lane, known = stream.lane, host.known
-        if lane.host is not known or lane.seen is not known.clock or lane.epoch != known.epoch:
-            self._enter_lane_locked(stream, known)
+        if stream.lane.seen is not host.known.clock:
+            self._enter_lane_locked(stream, host.known)
         capture = stream.capture
         if capture is not None:
             capture.check_locked()
@@ -407,17 +334,8 @@ class Engine:
         if lane is None:
             if len(stream.lanes) >= _MOST_LANES:
                 self._fold_lanes_locked(stream)
-            lane = Lane(stream.key, known, stream.handle, stream.label, stream.device, stream.lanes)
-            stream.lanes[known.key] = lane
-        if lane.epoch != known.epoch:
-            lane.enter_epoch()
-        if lane.seen is not known.clock:
-            clock = joined(joined(lane.clock, known.clock), stream.known)
-            for key, other in stream.lanes.items():
-                if other is not lane:
-                    clock = other.add_to(clock, known.clock.get(key, 0))
-            lane.clock = clock
-            lane.seen = known.clock
+            lane = stream.lanes[known.key] = Lane(stream.key, known, stream)
+        lane.arrive(stream.known)
         stream.lane = lane
 
     def _fold_lanes_locked(self, stream: Stream) -> None:
@@ -425,7 +343,7 @@ class Engine:
 
         A race may go unseen that way, but none is invented.
         """
-        alive = {known.key for known in self.hosts(ended=False)}
+        alive = {known.key for known in self.hosts.clocks(ended=False)}
         for key, lane in tuple(stream.lanes.items()):
             if key not in alive:
                 stream.known = lane.add_to(stream.known, lane.epoch)
@@ -436,8 +354,6 @@ class Engine:
         stream.check_alive()
         stream.destroyed = True
         stream.lane = NO_LANE  # so that whoever enqueues next finds out
-        for lane in stream.lanes.values():
-            lane.destroyed = True
 
     def _append_locked(self, stream: Stream, kind: OpKind, name: str, host: HostThread) -> Op:
         host.time += ENQUEUE_SECONDS
@@ -509,10 +425,11 @@ class Engine:
             self.look_locked(() if op is None else (op,), (asked.device,), polls=True)
             self._raise_if_failed_locked((asked.device,))
             if op is None or op.done:
-                host.known.learn(self._seen_locked(host, (asked,), mark))
-                host.time = max(
-                    host.time, 0.0 if mark is None else mark.time, 0.0 if op is None else op.end
-                )
+                host.known.clock = self._seen_locked(host, (asked,), mark)
+                if mark is not None:
+                    host.time = max(host.time, mark.time)
+                if op is not None:
+                    host.time = max(host.time, op.end)
                 return True
             if self._ahead is None:
                 self.step_locked(op)
@@ -561,6 +478,7 @@ class Engine:
         start = host.time
         with self.lock:
             self.counts["host_syncs"] += 1
+            before = host.known.clock
             seen = self._seen_locked(host, asked, mark)  # not what others enqueue meanwhile
             self.look_locked(ops, devices, blocks=timeout is None, polls=timeout is not None)
             needed = self.needed_locked(ops)
@@ -572,7 +490,10 @@ class Engine:
             self.look_locked(devices=waited_for)
             self._raise_if_failed_locked(waited_for)
             host.time = max(host.time, 0.0 if mark is None else mark.time, *(o.end for o in ops))
-            host.known.learn(seen)
+            if host.known.clock is before:
+                host.known.clock = seen
+            else:  # a signal handler, or a finalizer, has learnt something
+                host.known.learn(seen)
             self.note("sync", name, host, start)
         return True
 
@@ -812,7 +733,8 @@ class Engine:
             # Freeing and allocating take the allocator's lock in turn, so who gets a block comes
             # after who gave it back, and after what the allocator has waited for. That is all:
             # what other streams still do with it is not over.
-            self.host().known.learn(memory.lease.block.known)
+            if (known := memory.lease.block.known) is not START:
+                self.hosts.learn(known)
             return memory
 
     def access_on_host_locked(self, view: View, kind: AccessKind) -> None:
@@ -822,7 +744,7 @@ class Engine:
             host = self.host()
             site = Site("host", host.known.lane, host.known.epoch, host.name)
             access = view.access(kind, site)
-            self.detector.enqueue([(view.lease.block.shadow, access)], host.known.clock)
+            self.detector.judge(view.lease.block.shadow, access, host.known.clock)
 
     def writes_pending_locked(self, block: Block) -> bool:
         """Whether work that writes *block* has not run."""

@@ -1,16 +1,22 @@
 """Running one program under many schedules: all that differ, or random ones; and one of them again.
 
-`explore` says what outcomes a program has and how it can fail. What "all" means, and why, is in
-`gpufut.sim.reduction`. What is not covered, whatever the schedule:
+`explore` says what outcomes a program has and how it can fail. What "all" means, and why it is
+enough, is in `gpufut.sim.reduction`. What is not covered, whatever the schedule:
 
-- host threads: a program has one; no other may call the machine;
-- real time: a wait with a timeout either finds the work done or gives up at once, both are tried;
-  a closed gate opens by itself as soon as everything waits for it;
-- what a kernel touches beside its arrays, and what the program reads of `Machine.timeline` and
-  `Machine.elapsed()`, which follow the order of a run, not only its outcome;
-- what the host sees of pageable memory between two calls of the machine: there it sees one state;
-- a program that polls is told "not yet" so often, of one operation, and no more: see *polls*;
-- `Machine.step` finds all work still to be done, and runs one operation of it.
+- host threads: a program has one, and no other may call the machine;
+- real time: a wait with a timeout finds the work done or gives up at once, and both are tried; a
+  closed gate opens by itself when the host waits for work behind it, not before;
+- what kernels touch besides their arrays; arrays that nothing but a kernel's function keeps alive;
+- `Machine.timeline` and `Machine.elapsed()`, which follow the order in which a run went, and not
+  only what comes of it;
+- changes of pageable memory between two calls that enqueue or ask something: there the host sees
+  one state of it;
+- polling without end: of one operation that could be done, the host is told "not yet" so often and
+  no more, see *polls*;
+- `Machine.step` finds all work still to be done, and lets one operation of it run.
+
+A written schedule ("3ab,7b", see `Replay`) counts the points at which this version of the machine
+and of the program look at the devices. It repeats a run exactly, and says nothing about others.
 """
 
 from __future__ import annotations
@@ -85,12 +91,16 @@ class Failure:
     seed: int | None
     count: int
 
+    def __str__(self) -> str:
+        return "\n".join((repr(self.error), *getattr(self.error, "__notes__", ())))
+
 
 @dataclass
 class Exploration:
     """What `explore` has found. Its text says how much was covered, and the bounds.
 
     Attributes:
+        bound: How far the search went, in words.
         schedules: How many different schedules were tried.
         complete: Whether these are all that differ (never said of a random search).
         cut: How often a poll was answered "done" because it had been answered "not yet" often
@@ -154,13 +164,21 @@ def explore(
 
     >>> from gpufut import sim
     >>> def program(m):
-    ...     stream, x = m.stream(), m.pinned(1)
-    ...     x.set([1])
-    ...     stream.launch(lambda x: x.fill(2), writes=[x])
-    ...     return x.get().item()  # too early
+    ...     one, two, x = m.stream(), m.stream(), m.pinned(1)
+    ...     one.launch(lambda x: x.fill(1), writes=[x])
+    ...     two.launch(lambda x: x.fill(2), writes=[x])  # which does not wait for `one`
+    ...     m.synchronize()
+    ...     return x.get().item()
     >>> found = sim.explore(program, machine={"races": "off"})
-    >>> sorted(outcome.result for outcome in found.outcomes), found.complete
-    ([1.0, 2.0], True)
+    >>> print(found)
+    2 schedules, all that differ; 2 outcomes, 0 of them failures
+    >>> {outcome.result: outcome.schedule for outcome in found.outcomes}
+    {1.0: '3ba', 2.0: '3ab'}
+    >>> sim.replay(program, "3ab", machine={"races": "off"})
+    2.0
+
+    With races detected, as by default, it fails under every schedule:
+
     >>> print(sim.explore(program).failures[0].schedule)
     latest
     """

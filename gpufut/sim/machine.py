@@ -253,7 +253,7 @@ class Machine:
 
     def host_release(self) -> HostToken:
         """What the calling thread knows, to be handed to another one: see `host_acquire`."""
-        _, clock = self._engine.publish()
+        _, clock = self._engine.hosts.publish()
         return HostToken(clock, self._engine.host().time)
 
     def host_acquire(self, token: HostToken) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -140,31 +140,24 @@ class Memory:
         # finalizer may strike while this very thread holds the machine's lock.
         last = [stream.last_op for stream in self._recorded]
         block = self.lease.block
-        self._freed.append(
-            Freed(
-                block,
-                self.nbytes,
-                [op for op in last if op is not None],
-                self.stream.engine.known_here(),
-                # Whoever used the bytes had a reference, and this was the last one. So what a
-                # thread waited for before it let go of its own is over, although nobody sees that
-                # these references order the threads.
-                block.shadow.over_for_their_threads(),
-            )
-        )
+        hosts = self.stream.engine.hosts
+        over: list[Access] = []
+        known = START
+        if hosts.several:  # else who gets the bytes next is who knows all this anyway
+            # Whoever used the bytes had a reference, and this was the last one. So all that these
+            # threads did with them comes before this, and what they waited for before they let go
+            # of their own is over, although nobody sees that these references order the threads.
+            over = block.shadow.over_for_their_threads()
+            known = block.shadow.known_to_users(hosts.known_here())
+        self._freed.append((block, self.nbytes, [op for op in last if op is not None], known, over))
 
 
-class Freed(NamedTuple):
-    """What a finalizer leaves for the allocator.
+Freed: TypeAlias = "tuple[Block, int, list[Op], Clock, list[Access]]"
+"""What a finalizer leaves for the allocator.
 
-    The work that has to end first, what the freeing thread knows, and the accesses that are over.
-    """
-
-    block: Block
-    nbytes: int
-    last: list[Op]
-    known: Clock
-    over: list[Access]
+The block, the bytes that were asked for, the work that has to end first, what the freeing thread
+knows, and the accesses that are over.
+"""
 
 
 class Allocator:
@@ -213,7 +206,8 @@ class Allocator:
             block, nbytes, last, known, over = freed.popleft()
             self.live_bytes -= nbytes
             block.known = known
-            block.shadow.forget(over)
+            if over:
+                block.shadow.forget(over)
             if last:
                 self._waiting.setdefault(last[-1].stream, deque()).append((block, last))
             else:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from gpufut.sim.clocks import Clock, HostClock, Lane, knows
+from gpufut.sim.clocks import Clock, HostClock, Lane, Place, joined, knows
 from gpufut.sim.errors import SimError
 from gpufut.sim.layout import Layout
 
@@ -62,14 +62,15 @@ class Site:
 
     def is_over_for_its_thread(self) -> bool:
         """Whether the thread that made the access has seen the end of it."""
-        return self.lane.handle is None or knows(self.lane.host.clock, self.lane.key, self.seq)
+        return self.lane.place is None or knows(self.lane.host.clock, self.lane.key, self.seq)
 
     def __str__(self) -> str:
-        if self.lane.handle is None:
+        place = self.lane.place
+        if place is None:
             where = "by the host"
         else:
-            where = f"by '{self.op}' on stream {self.lane.stream} of device {self.lane.device}"
-            if self.lane.destroyed:
+            where = f"by '{self.op}' on stream {place.label} of device {place.device}"
+            if place.destroyed:
                 where += " (destroyed)"
         return f"{where}, thread {self.thread}, at {self.source}"
 
@@ -99,7 +100,8 @@ class Access:
     @property
     def stream(self) -> int | None:
         """Handle of the stream; None for the host."""
-        return self.site.lane.handle
+        place = self.site.lane.place
+        return None if place is None else place.handle
 
     @property
     def thread(self) -> str:
@@ -181,6 +183,12 @@ class Shadow:
         """The accesses whose threads have seen the end of them."""
         return [a for a in (*self.reads, *self.writes) if a.site.is_over_for_its_thread()]
 
+    def known_to_users(self, clock: Clock) -> Clock:
+        """*clock*, and what the threads know and did whose accesses are here."""
+        for host in {access.site.lane.host for access in (*self.reads, *self.writes)}:
+            clock = joined(clock, host.published())
+        return clock
+
     def forget(self, accesses: list[Access]) -> None:
         """Nothing can race with *accesses* any more."""
         self.reads = [a for a in self.reads if a not in accesses]
@@ -235,16 +243,26 @@ class Detector:
         """
         accesses = list(accesses)
         for shadow, access in accesses:
-            earlier = shadow.conflict(access, clock)
-            if earlier is not None:
-                error = RaceError(earlier, access, self._hint(earlier, access, clock))
-                self.found.append(error)  # also if it is raised: somebody may swallow it
-                if not self._collect:
-                    raise error
+            self._judge(shadow, access, clock)
         for shadow, access in accesses:
             shadow.remember(access, clock)
             if len(shadow.reads) + len(shadow.writes) > shadow.limit:
                 shadow.trim(self._hosts(ended=False))
+
+    def judge(self, shadow: Shadow, access: Access, clock: Clock) -> None:
+        """`enqueue` for one access."""
+        self._judge(shadow, access, clock)
+        shadow.remember(access, clock)
+        if len(shadow.reads) + len(shadow.writes) > shadow.limit:
+            shadow.trim(self._hosts(ended=False))
+
+    def _judge(self, shadow: Shadow, access: Access, clock: Clock) -> None:
+        earlier = shadow.conflict(access, clock)
+        if earlier is not None:
+            error = RaceError(earlier, access, self._hint(earlier, access, clock))
+            self.found.append(error)  # also if it is raised: somebody may swallow it
+            if not self._collect:
+                raise error
 
     def doubt(self, doubt: Doubt) -> None:
         """Note a call that orders nothing, to be named if a race comes of it."""
@@ -262,14 +280,14 @@ class Detector:
                 text = doubt.text.replace("{op}", f"'{first.op}'")
                 return text if doubt.thread is None else text + _by_threads(doubt.thread)
         mine, lane, seq = second.site.lane, first.site.lane, first.site.seq
-        if lane.handle is None:
+        if lane.place is None:
             text = f"nothing orders thread {second.thread} after that of thread {first.thread}"
             return text + _by_threads(second.thread)
-        for other in mine.others.values():
+        for other in () if mine.place is None else mine.place.lanes.values():
             if other is not mine and knows(other.clock, lane.key, seq):
                 return (
-                    f"stream {mine.stream} waits for '{first.op}' by a call of thread "
-                    f"{other.host.name}, and nothing orders that of thread {second.thread} after it"
+                    f"the stream waits for '{first.op}' by a call of thread {other.host.name}, and "
+                    f"nothing orders that of thread {second.thread} after it"
                     + _by_threads(second.thread)
                 )
         for host in self._hosts(ended=True):
@@ -278,7 +296,7 @@ class Detector:
                     f"thread {host.name} has seen the end of '{first.op}', and nothing orders "
                     f"thread {second.thread} after that" + _by_threads(second.thread)
                 )
-        return _missing_edge(first, second)
+        return _missing_edge(first, second, lane.place, mine.place)
 
 
 def _races(earlier: Access, access: Access, clock: Clock) -> bool:
@@ -316,18 +334,17 @@ def _by_threads(thread: str) -> str:
     )
 
 
-def _missing_edge(first: Access, second: Access) -> str:
-    stream = first.site.lane.stream
-    event = f"an event recorded on stream {stream} after '{first.op}'"
-    if second.stream is None:
+def _missing_edge(first: Access, second: Access, at: Place, to: Place | None) -> str:
+    event = f"an event recorded on stream {at.label} after '{first.op}'"
+    if to is None:
         text = f"let the host synchronize with {event}, or query it until it is done"
     else:
-        text = f"make stream {second.site.lane.stream} wait for {event}"
+        text = f"make stream {to.label} wait for {event}"
         if first.owner != second.owner:
             text = (
                 f"hold .memory of the first until {event} is done (record_stream does it, where "
                 f"there is one), or {text}"
             )
-    if first.site.lane.destroyed:
-        text += f"; record it before stream {stream} is destroyed: its handle goes to another one"
+    if at.destroyed:
+        text += f"; record it before stream {at.label} is destroyed: its handle goes to another one"
     return text

@@ -1,32 +1,40 @@
 """Every order of the devices that makes a difference, and no two that make none.
 
-The host looks at the devices at certain points (`Look`). Two operations *conflict* if they access
-the same bytes and one of them writes, if they access the same block of memory for different owners
-(the first access of a new owner lays poison), if they fill the same host memory, or if one of them
-makes the device fail that the other runs on. A point conflicts with the operations that decide
-what is learned there. Everything else commutes: two schedules that order the conflicting pairs
-alike give the host the same answers, hence enqueue the same operations, and every operation reads
-the same bytes; so they end with the same memory. This is Mazurkiewicz's equivalence, and `Every`
-makes one schedule of each of its classes:
+The host learns of the devices at certain points (`Look`): it asks whether an operation is done,
+waits until it is, reads or writes memory that operations use, allocates what others have freed.
+What it has learned, and the memory in the end, is the *outcome*; two schedules with the same
+outcome need not both be tried.
 
-- Nothing runs before a point needs it. That loses nothing: an operation which is enqueued later
-  can always come first in the order, unless the host has learned something that forbids it.
-- At a point that asks whether an operation is done, both answers are tried: no, and yes, which
-  runs it with all that comes before it. So with memory: each operation that conflicts with the
-  access of the host may be before it or after it.
-- Before operations run, each pair of one of them and any other that conflicts with it and is not
-  ordered yet is ordered, both ways; what is ordered before one that runs, runs too. When all such
-  pairs are ordered, all ways of running them are the same, and one is taken. What is left then has
-  run in no part and is ordered with what has run, so nothing has to be remembered of the decisions.
+Two operations *conflict* if they access the same bytes and one of them writes, if they access the
+same block of memory for different owners (the first access of a new owner lays poison), if they
+fill the same host memory, or if one of them makes the device fail that the other runs on. A point
+conflicts with the operations that decide what is learned there. All else commutes: swap two
+neighbours in a schedule that do not conflict and of which neither lets the other run, and each
+reads what it read before. So two schedules that order all conflicting pairs alike give the host the
+same answers, hence have it enqueue the same operations, and have the same outcome. (The classes of
+such schedules are Mazurkiewicz's traces.) `Every` makes one schedule of each class:
 
-An order that the streams, events and decisions leave possible never leads to a dead end, for
-nothing that could run is ever kept from running by what others do. So each leaf of the tree of
-decisions is a schedule, no two are equivalent, and none is cut off half-way, as those are that
-sleep sets put to sleep. It is what "optimal" dynamic partial-order reduction aims at; here it is
-simple because operations say what they access before they run.
+- Nothing runs before a point needs it. That loses nothing: what is enqueued later can still come
+  before what has not run, and what has run had to come before the point.
+- At a point that asks whether an operation is done, both answers are tried: "no", and "yes", for
+  which it runs with all that comes before it. Likewise each operation that conflicts with an access
+  of the host comes before it or after it.
+- Before operations run, each pair of one of them and another one that conflicts with it, and that
+  nothing orders yet, is ordered, in both ways; what comes before one that runs, runs too. Then all
+  ways of running them are equivalent, and one is taken. What has not run by then is ordered with
+  all that has, so no decision has to be remembered.
+
+Nothing that may run is ever kept from it by what others do, so every set of decisions without a
+circle can be carried out: each leaf of the tree of decisions is a whole schedule. None is found to
+be superfluous half-way, as with sleep sets, and no two are equivalent: what others call optimal
+dynamic partial-order reduction, and here is simple, because operations say what they access before
+they run. Some things are tried in more ways than necessary: the operations of a graph in every
+order that its edges allow, the end of a copy to pageable memory at every point, since the host may
+look into it unseen, and work on a device that fails.
 
 Whether a kernel raises is only known when it has run. It is then taken for one that makes its
-device fail, always, and all is begun anew.
+device fail in every schedule, and all is begun anew: if it were independent of something in a
+schedule that was not tried, it would raise in the equivalent one that was.
 """
 
 from __future__ import annotations
@@ -211,7 +219,7 @@ class Every:
             about = ("which", *(op.number for op in runnable))
             return runnable[self._choices.pick(len(runnable), about)]
         op = next(self._going, None)
-        if op is None:
+        if op is None:  # behind a gate, or a device fails: one after the other
             self._late.clear()
             self._going = self._run(runnable[:1])
             op = next(self._going)
@@ -229,11 +237,9 @@ class Every:
     def _decide(self, look: Look) -> Iterator[Op]:
         """What runs at this point."""
         if look.blocks:
-            if self._failing:
-                yield from self._split(self._elsewhere(look))
-                yield from self._split(self._that_fail(()))
-            else:
-                yield from self._run_possible(look.ops)
+            elsewhere = self._elsewhere(look)
+            yield from self._split(elsewhere) if elsewhere else self._run_possible(look.ops)
+            yield from self._split(self._that_fail(()))
             return  # what is left, `choose` runs; and there is another look when it is over
         if look.polls:
             yield from self._split(self._that_fail(look.devices), polls=True)
@@ -315,16 +321,20 @@ class Every:
         return (op for stream in self._engine.busy for op in stream.queue)
 
     def _elsewhere(self, look: Look) -> list[Op]:
-        """What a host that waits for *look* has to wait for on other devices.
+        """What a host that waits for *look* has to wait for on other devices that fail.
 
         It gets the error of each device that it waits for, not of one whose part is done before.
         """
-        needed = self._engine.needed_locked(look.ops)
+        failing = {
+            op.stream.device for op in self._all() if self._failing and op_key(op) in self._failing
+        }
         return [
             op
-            for stream, last in needed.items()
+            for stream, last in self._engine.needed_locked(look.ops).items()
             for op in stream.queue
-            if op.seq == last and stream.device not in look.devices
+            if op.seq == last
+            and stream.device not in look.devices
+            and (stream.device in failing or self._engine.has_failed_locked(stream.device))
         ]
 
     def _landing(self) -> list[Op]:

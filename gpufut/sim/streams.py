@@ -37,6 +37,9 @@ _handles = itertools.count(16)  # below 16 lie 0, 1 and 2, which mean default st
 NO_LANE: Final = HostClock("nobody", START).lane
 """Stands where no thread has enqueued anything, or none may."""
 
+MOST_OLDER: Final = 8
+"""Marks of an event that are told apart, besides the latest."""
+
 
 class Op:
     """One operation in a stream: a kernel, a copy, a wait for another operation, or a gate.
@@ -120,22 +123,14 @@ class Mark:
 
     __slots__ = ("capture", "clock", "epoch", "lane", "op", "seq", "time")
 
-    def __init__(
-        self,
-        op: Op | None,
-        time: float,
-        capture: Capture | None,
-        lane: Lane,
-        clock: Clock,
-        epoch: int,
-    ) -> None:
+    def __init__(self, op: Op | None, time: float, capture: Capture | None, lane: Lane) -> None:
         self.op = op
         self.time = time
         self.capture = capture
         self.lane = lane
-        self.clock = clock
+        self.clock = lane.clock
         self.seq = lane.seq
-        self.epoch = epoch
+        self.epoch = lane.epoch
 
     def is_known_to(self, host: HostClock) -> bool:
         """Whether the thread surely comes after the record."""
@@ -173,7 +168,6 @@ class Stream:
         self.priority = priority
         # A handle that others had before is told apart in messages, and nowhere else.
         self.handle, self.generation = reused or (next(_handles), 1)
-        self.label = str(self.handle) + (f"#{self.generation}" if reused else "")
         self.key = stream_key()  # never that of another stream, which a handle may be
         # Guarded by the machine's lock; `last_op` and `capture` may be read without it.
         self.queue: deque[Op] = deque()
@@ -389,6 +383,11 @@ class Stream:
             capture.refuse(900, f"{self!r} captures: end the capture before destroying it")
         self.machine.destroy_stream(self)
 
+    @property
+    def label(self) -> str:
+        """What messages call it: its handle, and which one it is of those that had it."""
+        return f"{self.handle}#{self.generation}" if self.generation > 1 else str(self.handle)
+
     def check_alive(self) -> None:
         """Raises InvalidHandleError if the stream is destroyed."""
         if self.destroyed:
@@ -445,8 +444,8 @@ class Event:
         self.mark: Mark | None = None
         # Guarded by the machine's lock. Earlier marks, the newest last, where there are threads to
         # which the latest may be news; and who waited before there was a record.
-        self.older: deque[Mark] = deque(maxlen=8)
-        self.waited: tuple[Lane, int] | None = None
+        self.older: tuple[Mark, ...] = ()
+        self.waited: tuple[str, Lane, int] | None = None
         self.destroyed = False
         self._engine = engine
 
@@ -504,7 +503,7 @@ class Event:
             if older.is_known_to(host):
                 return seen
         # So often recorded that nobody knows: a race may go unseen, but none is invented.
-        return seen if len(self.older) == self.older.maxlen else None
+        return seen if len(self.older) == MOST_OLDER else None
 
     def check_alive(self, engine: Engine) -> None:
         """Raises InvalidHandleError if the event is destroyed or not one of *engine*'s."""

@@ -59,7 +59,7 @@ def note() -> Note:
     """What the calling thread lets others know now."""
     if not _engines or get_ident() not in _threads:
         return ()
-    return tuple((engine.number, *engine.publish()) for engine in _engines)
+    return tuple((engine.hosts.number, *engine.hosts.publish()) for engine in _engines)
 
 
 def learn(note: Note) -> None:
@@ -68,9 +68,9 @@ def learn(note: Note) -> None:
         return
     for number, key, clock in note:
         for engine in _engines:
-            if engine.number == number:
+            if engine.hosts.number == number:
                 if engine.host().known.key != key:
-                    engine.learn(clock)
+                    engine.hosts.learn(clock)
                 break
 
 
@@ -171,7 +171,7 @@ def _learn_from(thread: threading.Thread) -> None:
     """The calling thread comes after all that *thread* did, which does no more."""
     learn(_started.get(thread, ()))  # of that, at least, if the thread had nothing to do with us
     for engine in _engines:
-        engine.learn_from(thread)
+        engine.hosts.learn_from(thread)
 
 
 # -- locks -----------------------------------------------------------------------------------------
@@ -370,33 +370,18 @@ class _Change:
     What takes the place of a method is given the original first.
     """
 
-    __slots__ = ("before", "in_force", "instead", "name", "names", "now", "owner")
+    __slots__ = ("before", "instead", "name", "names", "now", "owner")
 
     def __init__(self, owner: Any, name: str, instead: Any) -> None:
         self.owner = owner
         self.name = name
         self.names = owner.__dict__  # of a class, a view that follows what changes
         self.instead = instead
-        self.before: Any = None
-        self.now: Any = None
-        self.in_force = False
+        self.prepare()
 
-    def make(self) -> None:
-        if self.in_force:
-            return
-        before = self.names[self.name]
-        if before is not self.before or self.now is None:
-            method = isinstance(self.owner, type)
-            self.before = before
-            self.now = _method(before, self.instead) if method else self.instead
-        self.in_force = True
-        setattr(self.owner, self.name, self.now)
-
-    def undo(self) -> None:
-        # What somebody else has replaced meanwhile is theirs; ours does nothing any more.
-        if self.in_force and self.names[self.name] is self.now:
-            setattr(self.owner, self.name, self.before)
-        self.in_force = False
+    def prepare(self) -> None:
+        self.before = before = self.names[self.name]
+        self.now = _method(before, self.instead) if isinstance(self.owner, type) else self.instead
 
 
 def _method(original: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
@@ -408,11 +393,15 @@ def _method(original: Callable[..., Any], instead: Callable[..., Any]) -> Callab
 
 
 class _Changes:
-    """Some of what is changed, by module, class ("" for none) and name."""
+    """Some of what is changed, by module, class ("" for none) and name.
+
+    Made and taken back again and again, for machines may live for microseconds.
+    """
 
     def __init__(self, *wanted: tuple[str, str, str, Any]) -> None:
         self._wanted = list(wanted)
         self._known: list[_Change] = []
+        self._made = 0  # so many of them are in force
 
     def make(self) -> None:
         """Change what there is by now. Nothing is imported for it."""
@@ -423,26 +412,35 @@ class _Changes:
                 owner = getattr(module, kind) if kind else module
                 self._known.append(_Change(owner, name, instead))
                 self._wanted.remove(each)
-        for change in self._known:
-            change.make()
+        self._make()
+
+    def _make(self) -> None:
+        for change in self._known[self._made :]:
+            if change.names[change.name] is not change.before:
+                change.prepare()
+            setattr(change.owner, change.name, change.now)
+            self._made += 1
 
     def undo(self) -> None:
-        for change in self._known:
-            change.undo()
+        for change in self._known[: self._made]:
+            # What somebody else has replaced meanwhile is theirs; ours does nothing any more.
+            if change.names[change.name] is change.now:
+                setattr(change.owner, change.name, change.before)
+        self._made = 0
 
 
-class _Borrowed:
+class _Borrowed(_Changes):
     """The names that other modules have imported from their own: `from threading import Lock`.
 
     Of the modules that are there when a machine becomes active, but for the standard library's,
     whose ways are known, and our own.
     """
 
-    def __init__(self, **wanted: tuple[Any, Any]) -> None:
-        self._wanted = wanted
+    def __init__(self, **borrowed: tuple[Any, Any]) -> None:
+        super().__init__()
+        self._borrowed = borrowed
         self._looked_at = set(sys.stdlib_module_names)
         self._count = 0
-        self._known: list[_Change] = []
 
     def make(self) -> None:
         if len(sys.modules) != self._count:
@@ -451,16 +449,14 @@ class _Borrowed:
                 if name not in self._looked_at:
                     self._looked_at.add(name)
                     self._look_at(name, module)
-        for change in self._known:
-            change.make()
+        self._make()
 
     def undo(self) -> None:
-        for change in self._known:
-            change.undo()
+        super().undo()
         if len(sys.modules) != self._count:  # what was imported meanwhile has borrowed ours
             for name, module in tuple(sys.modules.items()):
                 if name not in self._looked_at:
-                    for wanted, (before, now) in self._wanted.items():
+                    for wanted, (before, now) in self._borrowed.items():
                         if getattr(module, "__dict__", {}).get(wanted) is now:
                             setattr(module, wanted, before)
 
@@ -468,7 +464,7 @@ class _Borrowed:
         if name.startswith(_OURS) or name.partition(".")[0] in sys.stdlib_module_names:
             return
         names = getattr(module, "__dict__", {})
-        for wanted, (before, now) in self._wanted.items():
+        for wanted, (before, now) in self._borrowed.items():
             if names.get(wanted) is before:
                 self._known.append(_Change(module, wanted, now))
 

@@ -583,7 +583,7 @@ class Baton:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("lines_before", range(10))
+@pytest.mark.parametrize("lines_before", range(14))
 def test_c13_a_registration_that_races_with_completion_keeps_order_and_runs_once(
     spawn, kind, lines_before
 ):

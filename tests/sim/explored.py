@@ -31,6 +31,7 @@ from gpufut import (
     set_manager,
     sim,
 )
+from tests.sim.bruteforce import compare_random
 
 __all__ = ["PROGRAMS", "Explored", "Result", "explore_all"]
 
@@ -412,6 +413,8 @@ class Explored(NamedTuple):
     long_bound: int
     """In `make proof`."""
     polls: int = 2
+    """How often it may be told "not yet" of one operation; 8 is more than a program asks that does
+    not poll."""
 
 
 PROGRAMS: Sequence[Explored] = (
@@ -427,10 +430,12 @@ PROGRAMS: Sequence[Explored] = (
     Explored("named streams", named_streams, 300, 100_000),
     Explored("two devices", two_devices, 300, 100_000),
     Explored("device fails", device_fails, 300, 100_000),
-    Explored("pipeline of 2", partial(pipeline, items=2), 100, 100),
-    Explored("pipeline of 3", partial(pipeline, items=3), 0, 30_000),
+    Explored("pipeline of 2", partial(pipeline, items=2), 100, 100, 8),
+    Explored("pipeline of 3", partial(pipeline, items=3), 0, 10_000, 8),
+    Explored("pipeline of 4", partial(pipeline, items=4), 0, 20_000),
     Explored("crowd of 2", partial(crowd, count=2), 100, 100),
-    Explored("crowd of 3", partial(crowd, count=3), 0, 30_000),
+    Explored("crowd of 3", partial(crowd, count=3), 0, 10_000, 3),
+    Explored("crowd of 4", partial(crowd, count=4), 0, 20_000),
 )
 
 
@@ -450,16 +455,32 @@ def explore(explored: Explored, *, long: bool) -> Result:
         max_schedules=explored.long_bound if long else explored.bound,
         polls=explored.polls,
     )
+    for failure in found.failures:
+        failure.error.add_note(
+            f"  python -m tests.sim.explored '{explored.name}' '{failure.schedule}'"
+        )
     return Result(explored.name, found, time.perf_counter() - start)
 
 
+def compare(count: int, seed: int) -> Result:
+    """Whether exploration misses nothing: random small programs, by it and by brute force."""
+    start = time.perf_counter()
+    compared = compare_random(count, seed, length=9)
+    found = sim.Exploration(bound=f"as all {compared.interleavings} interleavings of them")
+    found.schedules, found.complete = compared.schedules, True
+    if compared.different is not None:
+        found.failures.append(sim.Failure(compared.different, "", seed, 1))
+    name = f"{compared.programs} random programs"
+    return Result(name, found, time.perf_counter() - start)
+
+
 def explore_all(long: bool) -> list[Result]:
-    """All schedules of all programs, within the bounds for `make proof` or for `make test`."""
-    return [
-        explore(each, long=long)
-        for each in PROGRAMS
-        if (each.long_bound if long else each.bound) > 0
-    ]
+    """All schedules of all programs, within the bounds for `make proof` or for `make test`.
+
+    And, so that "all" can be believed, of random programs that brute force can do too.
+    """
+    chosen = [each for each in PROGRAMS if (each.long_bound if long else each.bound) > 0]
+    return [*(explore(each, long=long) for each in chosen), compare(2_000 if long else 50, seed=4)]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -471,10 +492,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     results = explore_all(long="--long" in arguments)
     for name, found, seconds in results:
-        print(f"{name:>14}  {found}  ({seconds:.1f} s)")
+        print(f"{name:>20}  {found}  ({seconds:.1f} s)")
         for failure in found.failures:
-            print(f"  {failure.error!r}")
-            print(f"  python -m tests.sim.explored '{name}' '{failure.schedule}'")
+            print(f"  {failure}")
     return int(any(result.found.failures for result in results))
 
 

@@ -60,7 +60,7 @@ def alice() -> Iterator[Actor]:
 
 @pytest.fixture
 def b(machine, alice) -> Bench:
-    """Of a machine that is active; the thread is older than it."""
+    """On a machine that is active, with a write on the first stream."""
     bench = Bench(machine)
     bench.write(bench.s1)
     return bench

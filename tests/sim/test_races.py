@@ -128,7 +128,7 @@ ADVICE = {
         "that call of thread Bob after that of thread Alice"
     ),
     "a_wait_that_may_come_after_the_launch": (
-        "stream {s2} waits for 'write' by a call of thread Alice, and nothing orders that of "
+        "the stream waits for 'write' by a call of thread Alice, and nothing orders that of "
         "thread Bob after it"
     ),
     "one_event_for_all_steps_on_two_streams": (

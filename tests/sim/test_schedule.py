@@ -265,7 +265,7 @@ def test_pct_finds_a_pattern_of_its_depth_as_often_as_is_proved(pattern, depth, 
     assert hits >= proved - 3 * math.sqrt(proved)
 
 
-def test_the_change_comes_before_the_step_and_lasts():
+def test_a_change_comes_before_its_step():
     for seed in range(20):
         orders = set()
         for changes in (False, True):
@@ -278,11 +278,16 @@ def test_the_change_comes_before_the_step_and_lasts():
                 orders.add(m.pending())
         assert orders == {0, 1}  # whoever would have made the first step, the other one does
 
-    def makes_the_last_steps(schedule):
-        return order_of(schedule, 6, 6)[-4:] in ("aaaa", "bbbb")
 
-    hits = [makes_the_last_steps(sim.Pct(seed, 2, 26)) for seed in range(500)]
-    assert sum(hits) > 400
+def test_who_is_changed_makes_no_step_any_more_that_another_can_make():
+    seen = set()
+    for seed in range(20):
+        schedule = sim.Pct(seed, depth=2)
+        schedule._host = 100  # so that all is enqueued first, in twelve steps
+        schedule._changes = {15: 1}
+        seen.add(order_of(schedule, 6, 6))
+
+    assert seen == {"aabbbbbbaaaa", "bbaaaaaabbbb"}
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -80,24 +80,27 @@ def two_waits_with_timeouts_of_their_own_do_not_disturb_each_other() -> Program:
     return Program([lambda: future.set_result(1), lambda: wait(0), lambda: wait(1)], check)
 
 
-@explored(2, 5)
+@explored(1, 2)
 def a_late_wake_up_of_a_wait_that_was_given_up_does_not_end_the_next_wait() -> Program:
-    first: Future[int] = Future()
-    second: Future[int] = Future()
-    got: list[object] = []
+    # Two waiters are taken over together and woken one by one: the second may have given up.
+    first: Future[list[int]] = Future()
+    never: Future[int] = Future()
+    got: list[Hashable] = []
+
+    def complete() -> None:
+        first.set_result([1])  # not by the short cut, which takes them one by one
+
+    def wait_and_wait_again() -> None:
+        outcome(lambda: first.wait(1.0))
+        got.append(outcome(lambda: never.wait(1.0)))
 
     def wait() -> None:
         outcome(lambda: first.wait(1.0))
-        got.append(second.wait())
-
-    def complete() -> None:
-        first.set_result(1)
-        second.set_result(2)
 
     def check() -> None:
-        assert got == [2]
+        assert got == ["late"]
 
-    return Program([complete, wait], check)
+    return Program([complete, wait_and_wait_again, wait], check)
 
 
 @explored(1, 2)
@@ -351,7 +354,7 @@ def a_child_cancelled_during_completion_has_its_callbacks_called_once_in_order()
     return Program([lambda: parent.set_result(1), child.cancel], check)
 
 
-@explored(2, 4, reaches=[1, 2])
+@explored(1, 4, reaches=[1, 2])
 def a_child_completed_by_hand_during_completion_has_its_callbacks_called_once() -> Program:
     parent: Future[int] = Future()
     child = parent.then(lambda f: [f.value()])
@@ -466,7 +469,7 @@ def a_callback_that_waits_for_what_its_own_thread_still_has_to_do_gets_it() -> P
     return Program([lambda: parent.set_result(1), second.cancel], check)
 
 
-@explored(2, 3)
+@explored(1, 3)
 def callbacks_in_two_threads_may_wait_for_what_the_other_one_completes() -> Program:
     first: Future[int] = Future()
     second: Future[int] = Future()
@@ -572,7 +575,7 @@ def collect_all_that_fails_while_it_is_made_leaves_nothing_with_the_others() -> 
     )
 
 
-@explored(2, 3, reaches=[1, 2])
+@explored(1, 3, reaches=[1, 2])
 def collect_any_has_one_winner_when_all_succeed_at_once() -> Program:
     first: Future[int] = Future()
     second: Future[int] = Future()

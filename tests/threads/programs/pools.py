@@ -96,7 +96,7 @@ def a_pool_of_two_streams_serves_three_at_once() -> Program:
     return Program([lent.use] * 3, lent.check)
 
 
-@explored(3, 6, POOLS)
+@explored(2, 6, POOLS)
 def of_two_who_borrow_when_one_idle_stream_is_left_one_gets_it() -> Program:
     """And never does one get a busy stream while the idle one lies there."""
     driver = Driver([7, 8])
@@ -132,7 +132,7 @@ def streams_that_are_given_back_while_another_thread_borrows_are_not_lost() -> P
     return Program([twice, lent.use], check)
 
 
-@explored(3, 6, POOLS, reaches=[0, 1])
+@explored(2, 6, POOLS, reaches=[0, 1])
 def a_stream_that_could_not_be_created_is_tried_again_by_the_next() -> Program:
     lent = Lent(Driver([OSError("out of streams"), 7]), limit=1)
 
@@ -161,7 +161,7 @@ def a_driver_that_gives_one_stream_over_and_over_has_it_lent_once() -> Program:
 # -- events ----------------------------------------------------------------------------------------
 
 
-@explored(6, 12, POOLS)
+@explored(3, 12, POOLS)
 def an_event_is_free_or_with_one_hand_off() -> Program:
     pool = EventPool(Driver([]), 0)  # type: ignore[arg-type]  # all it needs of a runtime
     pool.give_back(pool.take())
@@ -182,7 +182,7 @@ def an_event_is_free_or_with_one_hand_off() -> Program:
     return Program([use, use], check)
 
 
-@explored(4, 13, POOLS)
+@explored(3, 13, POOLS)
 def an_event_that_could_not_be_recorded_goes_back_once() -> Program:
     pool = EventPool(Driver([OSError("no"), 0]), 0)  # type: ignore[arg-type]  # the same
     errors: list[OSError] = []
@@ -280,7 +280,7 @@ def memory_that_may_go_is_let_go_once_by_two_that_sweep() -> Generator[Program]:
         yield Program([reader.holds.sweep, reader.holds.sweep], check)
 
 
-@explored(2, 4, POOLS)
+@explored(1, 4, POOLS)
 def memory_kept_for_two_streams_at_once_waits_for_both() -> Generator[Program]:
     with machine() as m:
         reader = Reader(m, Holds(None))
@@ -350,7 +350,7 @@ def memory_kept_as_the_housekeeping_ends_is_still_let_go() -> Generator[Program]
 # -- the manager -----------------------------------------------------------------------------------
 
 
-@explored(2, 3, POOLS)
+@explored(1, 3, POOLS)
 def two_threads_that_ask_for_a_lane_and_a_pool_get_the_same() -> Generator[Program]:
     with machine():
         got: list[object] = []
