@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 
 import gpufut.future
-from gpufut import Future, as_completed, collect_all, collect_any, order
+from gpufut import (
+    Future,
+    Manager,
+    as_completed,
+    collect_all,
+    collect_any,
+    get_manager,
+    order,
+    set_manager,
+    sim,
+)
 
 
 class Log:
@@ -245,6 +255,24 @@ def test_a_callback_that_was_registered_while_somebody_watched_can_be_taken_back
         future.add_done_callback(callback)
 
     assert future.remove_done_callback(callback) == 2
+
+
+def test_memory_is_marked_as_its_last_user_does_and_let_go_after_that():
+    log, before = Log(), set_manager(Manager(housekeeping=None))
+    with sim.Machine() as machine:
+        future = Future[Any]()
+        future.set_result(machine.plain.array([1.0]))
+        future.wait(stream=machine.stream())
+        del future
+        order.watch(log)  # in the machine's place
+        get_manager().sweep()
+        order.watch(None)
+    set_manager(before)
+
+    begin, marked, end, looked_at = log.calls
+    assert (begin, end) == (("last", True), ("last", False))
+    assert (marked[0], looked_at[0]) == ("release", "acquire")
+    assert marked[1] is looked_at[1]
 
 
 def test_nobody_is_told_when_nobody_watches():

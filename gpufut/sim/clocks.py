@@ -123,10 +123,9 @@ class Lane:
         self.queue = queue
         self.host = host
         self.place = place
-        self.clock: Clock = START
+        self.clock = self.seen = host.clock
         self.seq = 0
-        self.seen: Clock | None = None
-        self.epoch = 0
+        self.epoch = host.epoch
         self.past: tuple[tuple[int, Clock, int], ...] = ()  # epoch, clock, seq; the oldest first
 
     def arrive(self, stream: Clock) -> None:
@@ -138,10 +137,12 @@ class Lane:
         if self.epoch != host.epoch:
             self._enter_epoch()
         if self.clock is self.seen:
-            self.clock = joined(host.clock, stream)  # of which the older one is part
+            self.clock = host.clock  # of which the older one is part
         else:
-            self.clock = joined(joined(self.clock, host.clock), stream)
+            self.clock = joined(self.clock, host.clock)
         self.seen = host.clock
+        if stream:
+            self.clock = joined(self.clock, stream)
         others = {} if self.place is None else self.place.lanes
         if len(others) > 1:
             for key, other in others.items():
@@ -149,13 +150,12 @@ class Lane:
                     self.clock = other.add_to(self.clock, host.clock.get(key, 0))
 
     def _enter_epoch(self) -> None:
-        if self.epoch:
-            self.past = (*self.past, (self.epoch, self.clock, self.seq))
-            if len(self.past) > _MOST_PAST:
-                # Whoever knows the older state is taken to know the next one: a race may go
-                # unseen that way, but none is invented.
-                (epoch, _, _), (_, clock, seq), *later = self.past
-                self.past = ((epoch, clock, seq), *later)
+        self.past = (*self.past, (self.epoch, self.clock, self.seq))
+        if len(self.past) > _MOST_PAST:
+            # Whoever knows the older state is taken to know the next one: a race may go unseen that
+            # way, but none is invented.
+            (epoch, _, _), (_, clock, seq), *later = self.past
+            self.past = ((epoch, clock, seq), *later)
         self.epoch = self.host.epoch
 
     def add_to(self, clock: Clock, epoch: int) -> Clock:

@@ -76,7 +76,7 @@ class Engine:
         self._ahead = getattr(scheduler, "ahead", None)
         self._timeless: bool = getattr(scheduler, "timeless", False)
         self._gate_timeout = gate_timeout
-        self._gate_opened = threading.Condition(self.lock)
+        self._gate_opened: threading.Condition | None = None  # made when somebody sleeps
         self._failed: dict[int, BaseException] = {}
         self._faults: dict[str, list[Exception]] = {}
         self._running: Op | None = None
@@ -106,8 +106,12 @@ class Engine:
             if isinstance(each, Stream):
                 clock = joined(clock, each.known)
                 for key, lane in each.lanes.items():
-                    mine = lane.host is known
-                    clock = lane.add_to(clock, known.epoch if mine else known.clock.get(key, 0))
+                    if lane.host is not known:
+                        clock = lane.add_to(clock, known.clock.get(key, 0))
+                    elif lane.clock is lane.seen:  # which the thread knows
+                        clock = advanced(clock, lane.key, lane.seq)
+                    else:
+                        clock = lane.add_to(clock, known.epoch)
                 if self.hosts.several:
                     text = f"stream {each.label} was waited for"
                     self._doubt_work_locked(text, each, clock, host)
@@ -197,8 +201,10 @@ class Engine:
         """See `Event.record`."""
         host = self.host()
         with self.lock:
-            self._trip_locked("record")
-            event.check_alive(self)
+            if self._faults:
+                self._trip_locked("record")
+            if event.destroyed or event.engine is not self:
+                event.check_alive(self)
             if stream.engine is not self or stream.device != event.device:
                 raise InvalidHandleError(
                     f"event {event.handle} of device {event.device} cannot be recorded on "
@@ -240,8 +246,10 @@ class Engine:
         """See `Stream.wait`."""
         host = self.host()
         with self.lock:
-            self._trip_locked("wait")
-            event.check_alive(self)
+            if self._faults:
+                self._trip_locked("wait")
+            if event.destroyed or event.engine is not self:
+                event.check_alive(self)
             if stream.engine is not self:
                 raise InvalidHandleError(f"{stream!r} is of another machine")
             capture = self.begin_locked(stream, host)
@@ -329,7 +337,8 @@ class Engine:
 
     def _enter_lane_locked(self, stream: Stream, known: HostClock) -> None:
         """Make the lane of a thread the stream's, with all that the thread knows by now."""
-        stream.check_alive()
+        if stream.destroyed:
+            stream.check_alive()
         lane = stream.lanes.get(known.key)
         if lane is None:
             if len(stream.lanes) >= _MOST_LANES:
@@ -419,7 +428,8 @@ class Engine:
         """Whether *op* is done; if not, make one step of progress."""
         host = self.host()
         with self.lock:
-            self._trip_locked(call)
+            if self._faults:
+                self._trip_locked(call)
             self.counts["queries"] += 1
             self.touched.add(asked.device)
             self.look_locked(() if op is None else (op,), (asked.device,), polls=True)
@@ -489,7 +499,10 @@ class Engine:
             waited_for = {*devices, *(stream.device for stream in needed)}
             self.look_locked(devices=waited_for)
             self._raise_if_failed_locked(waited_for)
-            host.time = max(host.time, 0.0 if mark is None else mark.time, *(o.end for o in ops))
+            if mark is not None:
+                host.time = max(host.time, mark.time)
+            for op in ops:
+                host.time = max(host.time, op.end)
             if host.known.clock is before:
                 host.known.clock = seen
             else:  # a signal handler, or a finalizer, has learnt something
@@ -645,7 +658,7 @@ class Engine:
             if not gate.opened:
                 gate.opened = True
                 gate.opened_time = host.time
-                self._gate_opened.notify_all()
+                self._wake_locked()
                 self.look_locked()
 
     def _sleep_at_gates_locked(self, needed: dict[Stream, int], give_up: float | None) -> None:
@@ -661,7 +674,13 @@ class Engine:
             head = stream.queue[0] if stream.queue else None
             if head is not None and head.seq <= last and head.gate is not None:
                 deadlines.append(head.gate.deadline)
+        if self._gate_opened is None:
+            self._gate_opened = threading.Condition(self.lock)
         _wait(self._gate_opened, max(0.0, min(deadlines) - time.monotonic()))
+
+    def _wake_locked(self) -> None:
+        if self._gate_opened is not None:
+            self._gate_opened.notify_all()
 
     # Failures
 
@@ -688,7 +707,7 @@ class Engine:
 
     def _fail_locked(self, device: int, error: BaseException) -> None:
         self._failed.setdefault(device, error)
-        self._gate_opened.notify_all()  # who waits behind a gate of the device gets the error now
+        self._wake_locked()  # who waits behind a gate of the device gets the error now
 
     def _trip_locked(self, call: str) -> None:
         if self._faults and self._faults.get(call):
@@ -744,7 +763,7 @@ class Engine:
             host = self.host()
             site = Site("host", host.known.lane, host.known.epoch, host.name)
             access = view.access(kind, site)
-            self.detector.judge(view.lease.block.shadow, access, host.known.clock)
+            self.detector.enqueue([(view.lease.block.shadow, access)], host.known.clock)
 
     def writes_pending_locked(self, block: Block) -> bool:
         """Whether work that writes *block* has not run."""

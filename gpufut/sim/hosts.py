@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 from threading import RLock
 
 from gpufut.sim.clocks import START, Clock, HostClock, knows
 from gpufut.sim.threads import known_at_start
 from gpufut.sim.timeline import HostThread
+
+_MOST = 1024  # threads of a machine that are asked for what they know
 
 _making = RLock()  # re-entrant, for a finalizer may come here too
 
@@ -29,7 +30,7 @@ class Hosts:
         self._local = threading.local()
         self._shared = HostClock("all", START) if shared else None
         # The first says who lives: it goes with its thread.
-        self._all: deque[tuple[weakref.ref[HostThread], HostClock]] = deque(maxlen=1024)
+        self._all: list[tuple[weakref.ref[HostThread], HostClock]] = []
         # Made when there is another thread than the main one, whose end nobody sees.
         self._threads: weakref.WeakKeyDictionary[threading.Thread, _Thread] | None = None
         self._ended: list[HostClock] = []  # of threads whose last words were heard
@@ -94,6 +95,8 @@ class Hosts:
         host = HostThread(thread.name, known)
         if self._all:
             self.several = True
+            if len(self._all) >= _MOST:
+                del self._all[0]  # whoever it was counts as one that has ended
         self._all.append((weakref.ref(host), known))
         return host
 

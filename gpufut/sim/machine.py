@@ -85,7 +85,7 @@ class Machine:
         self._watches = races != "off" and threads == "exact"
         self.lock = self._engine.lock
         self._streams: dict[int, Stream] = {}
-        self._destroyed: list[Stream] = []
+        self._destroyed: tuple[Stream, ...] = ()
         self._handles: dict[int, list[tuple[int, int]]] = {}  # free ones, by device
         self._defaults: dict[int, Stream] = {}
         self._pinned = 0
@@ -253,7 +253,8 @@ class Machine:
 
     def host_release(self) -> HostToken:
         """What the calling thread knows, to be handed to another one: see `host_acquire`."""
-        _, clock = self._engine.hosts.publish()
+        with self._engine.lock:  # what threads know may be theirs together
+            _, clock = self._engine.hosts.publish()
         return HostToken(clock, self._engine.host().time)
 
     def host_acquire(self, token: HostToken) -> None:
@@ -270,7 +271,8 @@ class Machine:
         """
         host = self._engine.host()
         host.time = max(host.time, token.time)
-        host.known.learn(token.clock)
+        with self._engine.lock:
+            host.known.learn(token.clock)
 
     # What can be seen
 
@@ -384,7 +386,7 @@ class Machine:
                 raise InvalidHandleError(f"{stream!r} is a default stream: nobody destroys it")
             self._engine.destroy_stream_locked(stream)
             del self._streams[stream.handle]
-            self._destroyed.append(stream)
+            self._destroyed += (stream,)
             again = stream.handle, stream.generation + 1
             self._handles.setdefault(stream.device, []).append(again)
 

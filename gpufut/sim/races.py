@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Literal, NamedTuple, Protocol, TypeAlias
@@ -24,7 +23,9 @@ AccessKind: TypeAlias = Literal["read", "write"]
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _USER_CODE = _PACKAGE + "demo" + os.sep  # written against the library, like any user's
+_is_users: dict[str, bool] = {}  # whose code a file holds; asked for every access
 _KEEP = 16  # accesses remembered per memory before those that all know to be over are dropped
+_DOUBTS = 64  # remembered, to be named if a race comes of one
 _MOST = 256  # ... and before those go that their own thread has seen the end of
 
 
@@ -42,10 +43,15 @@ class Site:
         self.seq = seq
         self.thread = thread
         frame = sys._getframe(1)
-        while (name := frame.f_code.co_filename).startswith(_PACKAGE):
-            if name.startswith(_USER_CODE) or frame.f_back is None:
-                break
-            frame = frame.f_back
+        while (back := frame.f_back) is not None:
+            file = frame.f_code.co_filename
+            try:
+                if _is_users[file]:
+                    break
+            except KeyError:
+                _is_users[file] = not file.startswith(_PACKAGE) or file.startswith(_USER_CODE)
+                continue
+            frame = back
         # The line number is worked out only when somebody asks: reading it here costs far more
         # than the two references, and nearly no access is ever reported.
         self._code: CodeType = frame.f_code
@@ -156,16 +162,26 @@ class Shadow:
 
     def remember(self, access: Access, clock: Clock) -> None:
         """Add *access*, made at *clock*, and forget what it makes needless."""
+        lane, layout = access.site.lane, access.layout
         if access.kind == "write":
             if self.reads:
-                self.reads = [a for a in self.reads if not _replaces(access, a, clock)]
-            self.writes = [a for a in self.writes if not _replaces(access, a, clock)]
+                self.reads = [
+                    a
+                    for a in self.reads
+                    if not (layout.covers(a.layout) and _follows(lane, clock, a.site))
+                ]
+            if self.writes:
+                self.writes = [
+                    a
+                    for a in self.writes
+                    if not (layout.covers(a.layout) and _follows(lane, clock, a.site))
+                ]
             self.writes.append(access)
         else:
-            lane, layout = access.site.lane, access.layout
-            self.reads = [
-                a for a in self.reads if not (a.site.lane is lane and layout.covers(a.layout))
-            ]
+            if self.reads:
+                self.reads = [
+                    a for a in self.reads if not (a.site.lane is lane and layout.covers(a.layout))
+                ]
             self.reads.append(access)
 
     def trim(self, hosts: Iterable[HostClock]) -> None:
@@ -234,39 +250,28 @@ class Detector:
         self.found: list[RaceError] = []
         self._collect = collect
         self._hosts = hosts
-        self._doubts: deque[Doubt] = deque(maxlen=64)
+        self._doubts: list[Doubt] = []
 
-    def enqueue(self, accesses: Iterable[tuple[Shadow, Access]], clock: Clock) -> None:
+    def enqueue(self, accesses: Sequence[tuple[Shadow, Access]], clock: Clock) -> None:
         """Judge the *accesses* of one operation at *clock*, then remember them.
 
         Raises:  RaceError, unless races are collected; then nothing is remembered.
         """
-        accesses = list(accesses)
         for shadow, access in accesses:
-            self._judge(shadow, access, clock)
+            earlier = shadow.conflict(access, clock)
+            if earlier is not None:
+                error = RaceError(earlier, access, self._hint(earlier, access, clock))
+                self.found.append(error)  # also if it is raised: somebody may swallow it
+                if not self._collect:
+                    raise error
         for shadow, access in accesses:
             shadow.remember(access, clock)
             if len(shadow.reads) + len(shadow.writes) > shadow.limit:
                 shadow.trim(self._hosts(ended=False))
 
-    def judge(self, shadow: Shadow, access: Access, clock: Clock) -> None:
-        """`enqueue` for one access."""
-        self._judge(shadow, access, clock)
-        shadow.remember(access, clock)
-        if len(shadow.reads) + len(shadow.writes) > shadow.limit:
-            shadow.trim(self._hosts(ended=False))
-
-    def _judge(self, shadow: Shadow, access: Access, clock: Clock) -> None:
-        earlier = shadow.conflict(access, clock)
-        if earlier is not None:
-            error = RaceError(earlier, access, self._hint(earlier, access, clock))
-            self.found.append(error)  # also if it is raised: somebody may swallow it
-            if not self._collect:
-                raise error
-
     def doubt(self, doubt: Doubt) -> None:
         """Note a call that orders nothing, to be named if a race comes of it."""
-        self._doubts.append(doubt)
+        self._doubts = [*self._doubts, doubt][-_DOUBTS:]
 
     def _hint(self, first: Access, second: Access, clock: Clock) -> str:
         text = self._why(first, second, clock)
@@ -310,14 +315,12 @@ def _races(earlier: Access, access: Access, clock: Clock) -> bool:
     return earlier.layout.overlaps(access.layout)
 
 
-def _replaces(access: Access, earlier: Access, clock: Clock) -> bool:
-    """Whether who comes after *access*, made at *clock*, need not be compared with *earlier*."""
-    lane, other = access.site.lane, earlier.site.lane
-    if not access.layout.covers(earlier.layout):
-        return False
+def _follows(lane: Lane, clock: Clock, earlier: Site) -> bool:
+    """Whether who comes after an access in *lane*, at *clock*, comes after *earlier* too."""
+    other = earlier.lane
     # In one queue two accesses never race, but that of another lane may come later in another run.
     # One of another queue is ordered before; or it was reported, and need not be again.
-    return lane is other or lane.queue != other.queue or knows(clock, other.key, earlier.site.seq)
+    return lane is other or lane.queue != other.queue or knows(clock, other.key, earlier.seq)
 
 
 def _is_over_for_all(site: Site, hosts: list[tuple[HostClock, Clock]]) -> bool:

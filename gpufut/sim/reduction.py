@@ -173,6 +173,14 @@ class Pending:
             if op in late or (op.gate is not None and not engine.enabled_locked(op)):
                 self.barred |= 1 << i
 
+    def with_all_before(self, ops: Iterable[Op]) -> int:
+        """The set, in bits, of *ops* and all that comes before them."""
+        found = 0
+        for op in ops:
+            i = self.place[op]
+            found |= self.before[i] | 1 << i
+        return found
+
     def may_run(self, i: int) -> bool:
         """Whether all that comes before `ops[i]`, and itself, may run now."""
         return not (self.before[i] | 1 << i) & self.barred
@@ -221,7 +229,8 @@ class Every:
         op = next(self._going, None)
         if op is None:  # behind a gate, or a device fails: one after the other
             self._late.clear()
-            self._going = self._run(runnable[:1])
+            pending = Pending(self._engine, self._late)
+            self._going = self._run(pending, pending.with_all_before(runnable[:1]))
             op = next(self._going)
         return op
 
@@ -255,13 +264,13 @@ class Every:
 
     def _run_possible(self, ops: Iterable[Op]) -> Iterator[Op]:
         """Run what *ops* need, as far as gates let it."""
-        pending = Pending(self._engine, self._late)
-        needed = 0
-        for op in ops:
-            if not op.done:
-                i = pending.place[op]
-                needed |= pending.before[i] | 1 << i
-        yield from self._run([pending.ops[i] for i in _members(needed) if pending.may_run(i)])
+        left = [op for op in ops if not op.done]
+        if left:
+            pending = Pending(self._engine, self._late)
+            going = pending.with_all_before(left)
+            if pending.barred:
+                going = sum(1 << i for i in _members(going) if pending.may_run(i))
+            yield from self._run(pending, going)
 
     def _split(self, ops: Iterable[Op], *, polls: bool = False) -> Iterator[Op]:
         """Decide of each of *ops* whether it has run by now."""
@@ -276,15 +285,13 @@ class Every:
                     self._late.add(op)
                     self._vain[op] = self._vain.get(op, 0) + polls
                     continue
-                yield from self._run((op,))
+                yield from self._run(pending, pending.with_all_before((op,)))
 
-    def _run(self, goals: Iterable[Op]) -> Iterator[Op]:
-        """Run *goals* and what comes before them, after ordering it with all that conflicts."""
-        pending = Pending(self._engine, self._late)
-        going = 0
-        for op in goals:
-            i = pending.place[op]
-            going |= pending.before[i] | 1 << i
+    def _run(self, pending: Pending, going: int) -> Iterator[Op]:
+        """Run the operations in the set *going*, after ordering them with all that conflicts.
+
+        With each of them all is in it that comes before it.
+        """
         todo = _members(going)
         for i in todo:  # which grows
             mine = self._footprint(pending.ops[i])

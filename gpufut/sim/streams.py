@@ -175,8 +175,9 @@ class Stream:
         self.done_seq = 0
         self.last_op: Op | None = None
         self.end = 0.0
-        self.lane: Lane = NO_LANE  # that of the thread that was here last
-        self.lanes: dict[int, Lane] = {}  # by the keys of the threads
+        known = engine.host().known
+        self.lane = Lane(self.key, known, self)  # that of the thread that was here last
+        self.lanes = {known.key: self.lane}  # by the keys of the threads
         self.known: Clock = START  # what was enqueued by threads that are no more
         self.destroyed = False
         self.capture: Capture | None = None
@@ -447,18 +448,18 @@ class Event:
         self.older: tuple[Mark, ...] = ()
         self.waited: tuple[str, Lane, int] | None = None
         self.destroyed = False
-        self._engine = engine
+        self.engine = engine
 
     def record(self, stream: Stream) -> None:
         """Capture what *stream* holds now; forgets the earlier record. Never blocks.
 
         Raises:   InvalidHandleError: destroyed, or a stream of another device or machine.
         """
-        self._engine.record(self, stream)
+        self.engine.record(self, stream)
 
     def wait(self, stream: Stream) -> None:
         """Make *stream* wait: see `Stream.wait`."""
-        self._engine.wait(stream, self)
+        self.engine.wait(stream, self)
 
     def query(self) -> bool:
         """Whether what the most recent record captured is done. Never blocks; False makes one step.
@@ -467,7 +468,7 @@ class Event:
                   CaptureError: (907) a captured event; its capture is invalidated.
         """
         mark = self._captured()
-        return self._engine.query(self, None if mark is None else mark.op, mark, "query")
+        return self.engine.query(self, None if mark is None else mark.op, mark, "query")
 
     def synchronize(self, timeout: float | None = None) -> bool:
         """Block the host until what the most recent record captured is done; False on timeout.
@@ -478,7 +479,7 @@ class Event:
                   CaptureError: (907) a captured event; its capture is invalidated.
         """
         mark = self._captured()
-        return self._engine.synchronize(
+        return self.engine.synchronize(
             self, None if mark is None else mark.op, mark, f"event {self.handle}", timeout
         )
 
@@ -487,7 +488,7 @@ class Event:
 
         Raises:   InvalidHandleError: destroyed already.
         """
-        self._engine.destroy_event(self)
+        self.engine.destroy_event(self)
 
     def surely_captured_locked(self, mark: Mark, host: HostClock) -> Clock | None:
         """What is over for a thread when it has waited for the event, and found *mark* there.
@@ -509,11 +510,11 @@ class Event:
         """Raises InvalidHandleError if the event is destroyed or not one of *engine*'s."""
         if self.destroyed:
             raise InvalidHandleError(f"event {self.handle} is used after destroy()")
-        if self._engine is not engine:
+        if self.engine is not engine:
             raise InvalidHandleError(f"event {self.handle} is of another machine")
 
     def _captured(self) -> Mark | None:
-        self.check_alive(self._engine)
+        self.check_alive(self.engine)
         mark = self.mark
         if mark is not None and mark.capture is not None:
             text = f"event {self.handle} was recorded in a capture: nothing of it runs"

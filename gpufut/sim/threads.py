@@ -42,7 +42,7 @@ Note: TypeAlias = tuple[tuple[int, int, Clock], ...]
 
 _MOST_NOTES = 16  # left at one place before they are made one
 
-# The machines that are told. Replaced as a whole, under `_changing`.
+# The machines that are told, each as often as it is to be. Replaced as a whole, under `_changing`.
 _engines: tuple[Engine, ...] = ()
 _changing = RLock()
 
@@ -59,7 +59,8 @@ def note() -> Note:
     """What the calling thread lets others know now."""
     if not _engines or get_ident() not in _threads:
         return ()
-    return tuple((engine.hosts.number, *engine.hosts.publish()) for engine in _engines)
+    hosts = dict.fromkeys(engine.hosts for engine in _engines)
+    return tuple((each.number, *each.publish()) for each in hosts)
 
 
 def learn(note: Note) -> None:
@@ -145,11 +146,18 @@ def known_at_start(thread: threading.Thread, number: int) -> Clock:
     return START
 
 
-def _start(original: Callable[..., None], self: threading.Thread) -> None:
-    if _engines:
-        _watch_threads()
-        _started[self] = note()
-    original(self)
+class _Start:
+    """Starts a thread, as `Thread.start` has it done."""
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self._original = original
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        thread = getattr(function, "__self__", None)
+        if _engines and isinstance(thread, threading.Thread):
+            _watch_threads()
+            _started[thread] = note()
+        return self._original(function, *args, **kwargs)
 
 
 def _join(
@@ -342,26 +350,22 @@ def is_last_user(is_last: bool) -> None:
 
 
 class _Watcher:
-    """What gpufut's futures tell; there, if they are. By name, as other modules are found here.
-
-    For this package knows nothing of the one that it is part of.
-    """
+    """What gpufut's futures tell."""
 
     release = staticmethod(release)
     acquire = staticmethod(acquire)
     is_last_user = staticmethod(is_last_user)
 
-    def make(self) -> None:
-        self._ask(self)
 
-    def undo(self) -> None:
-        self._ask(None)
+def _watch_futures(watcher: _Watcher | None) -> None:
+    # By name, as other modules are found here: this package knows nothing of the one that it is
+    # part of.
+    order: Any = sys.modules.get("gpufut.order")
+    if order is not None:
+        order.watch(watcher)
 
-    @staticmethod
-    def _ask(watcher: _Watcher | None) -> None:
-        order: Any = sys.modules.get("gpufut.order")
-        if order is not None:
-            order.watch(watcher)
+
+_OURS: Final = __name__.rpartition(".")[0]
 
 
 class _Change:
@@ -392,143 +396,127 @@ def _method(original: Callable[..., Any], instead: Callable[..., Any]) -> Callab
     return watched
 
 
-class _Changes:
-    """Some of what is changed, by module, class ("" for none) and name.
-
-    Made and taken back again and again, for machines may live for microseconds.
-    """
-
-    def __init__(self, *wanted: tuple[str, str, str, Any]) -> None:
-        self._wanted = list(wanted)
-        self._known: list[_Change] = []
-        self._made = 0  # so many of them are in force
-
-    def make(self) -> None:
-        """Change what there is by now. Nothing is imported for it."""
-        for each in tuple(self._wanted):
-            place, kind, name, instead = each
-            module: Any = sys.modules.get(place)
-            if module is not None:
-                owner = getattr(module, kind) if kind else module
-                self._known.append(_Change(owner, name, instead))
-                self._wanted.remove(each)
-        self._make()
-
-    def _make(self) -> None:
-        for change in self._known[self._made :]:
-            if change.names[change.name] is not change.before:
-                change.prepare()
-            setattr(change.owner, change.name, change.now)
-            self._made += 1
-
-    def undo(self) -> None:
-        for change in self._known[: self._made]:
-            # What somebody else has replaced meanwhile is theirs; ours does nothing any more.
-            if change.names[change.name] is change.now:
-                setattr(change.owner, change.name, change.before)
-        self._made = 0
+def _make(changes: list[_Change]) -> None:
+    for change in changes:
+        if change.names[change.name] is not change.before:
+            change.prepare()  # somebody else has replaced it since the last time
+        setattr(change.owner, change.name, change.now)
 
 
-class _Borrowed(_Changes):
-    """The names that other modules have imported from their own: `from threading import Lock`.
-
-    Of the modules that are there when a machine becomes active, but for the standard library's,
-    whose ways are known, and our own.
-    """
-
-    def __init__(self, **borrowed: tuple[Any, Any]) -> None:
-        super().__init__()
-        self._borrowed = borrowed
-        self._looked_at = set(sys.stdlib_module_names)
-        self._count = 0
-
-    def make(self) -> None:
-        if len(sys.modules) != self._count:
-            self._count = len(sys.modules)
-            for name, module in tuple(sys.modules.items()):
-                if name not in self._looked_at:
-                    self._looked_at.add(name)
-                    self._look_at(name, module)
-        self._make()
-
-    def undo(self) -> None:
-        super().undo()
-        if len(sys.modules) != self._count:  # what was imported meanwhile has borrowed ours
-            for name, module in tuple(sys.modules.items()):
-                if name not in self._looked_at:
-                    for wanted, (before, now) in self._borrowed.items():
-                        if getattr(module, "__dict__", {}).get(wanted) is now:
-                            setattr(module, wanted, before)
-
-    def _look_at(self, name: str, module: object) -> None:
-        if name.startswith(_OURS) or name.partition(".")[0] in sys.stdlib_module_names:
-            return
-        names = getattr(module, "__dict__", {})
-        for wanted, (before, now) in self._borrowed.items():
-            if names.get(wanted) is before:
-                self._known.append(_Change(module, wanted, now))
+def _undo(changes: list[_Change]) -> None:
+    for change in changes:
+        # What somebody else has replaced meanwhile is theirs; ours does nothing any more.
+        if change.names[change.name] is change.now:
+            setattr(change.owner, change.name, change.before)
 
 
-_OURS: Final = __name__.rpartition(".")[0]
-
-_at_once: Final = (
-    _Changes(
-        ("threading", "", "Lock", _Lock),
-        ("threading", "", "RLock", _RLock),
-        ("threading", "Thread", "start", _start),
-        ("queue", "", "SimpleQueue", _SimpleQueue),
-    ),
-    _Borrowed(
-        Lock=(threading.Lock, _Lock),
-        RLock=(threading.RLock, _RLock),
-        SimpleQueue=(queue.SimpleQueue, _SimpleQueue),
-    ),
-    _Watcher(),
-)
-# When there is a second thread: many machines live for microseconds and never see one.
-_with_threads: Final = _Changes(
-    ("threading", "Thread", "join", _join),
-    ("threading", "Thread", "is_alive", _alive),
-    ("threading", "Condition", "__enter__", _enter),
-    ("threading", "Condition", "__exit__", _exit),
-    ("threading", "Condition", "wait", _wait),
-    ("threading", "Event", "set", _set),
-    ("threading", "Event", "is_set", _is_set),
+# What may be asked for before there is a second thread, and how a second thread begins. Machines
+# may live for microseconds and never see one: whatever can wait, waits.
+_at_once: Final = [
+    _Change(threading, "Lock", _Lock),
+    _Change(threading, "RLock", _RLock),
+    _Change(queue, "SimpleQueue", _SimpleQueue),
+]
+# Not `Thread.start` itself: to change a class makes all that uses it slower for a while.
+for _name in ("_start_new_thread", "_start_joinable_thread"):  # the second since Python 3.13
+    if hasattr(threading, _name):
+        _at_once.append(_Change(threading, _name, _Start(getattr(threading, _name))))
+_with_threads: Final = [
+    _Change(threading.Thread, "join", _join),
+    _Change(threading.Thread, "is_alive", _alive),
+    _Change(threading.Condition, "__enter__", _enter),
+    _Change(threading.Condition, "__exit__", _exit),
+    _Change(threading.Condition, "wait", _wait),
+    _Change(threading.Event, "set", _set),
+    _Change(threading.Event, "is_set", _is_set),
+]
+# Of modules that are not imported for it: module, class, method.
+_optional: Final[list[tuple[str, str, str, Any]]] = [
     ("concurrent.futures.thread", "_WorkItem", "__init__", _submit),
     ("concurrent.futures.thread", "_WorkItem", "run", _run),
     ("asyncio.base_events", "BaseEventLoop", "call_soon_threadsafe", _call_soon),
-)
+]
 
-_times: Final[dict[Engine, int]] = {}  # how often each machine is to be told
+# Modules import names from others: `from threading import Lock`. Those of the standard library and
+# our own are left as they are: their ways are known.
+_borrowed: Final = {change.name: change for change in _at_once if change.name[0] != "_"}
+_looked_at: Final[set[str]] = set()
+_module_count = 0
+_are_threads = False  # whether `_with_threads` is in force
+
+
+def _look_around() -> None:
+    """Find what modules have borrowed that are new since the last look."""
+    global _module_count
+    _module_count = len(sys.modules)
+    for name, module in tuple(sys.modules.items()):
+        if name not in _looked_at:
+            _looked_at.add(name)
+            if name.partition(".")[0] in sys.stdlib_module_names or name.startswith(_OURS):
+                continue
+            names = getattr(module, "__dict__", {})
+            for borrowed, change in _borrowed.items():
+                if names.get(borrowed) is change.before:
+                    _at_once.append(_Change(module, borrowed, change.now))
+
+
+def _give_back() -> None:
+    """Let modules that were imported meanwhile have the true things."""
+    for name, module in tuple(sys.modules.items()):
+        if name not in _looked_at:
+            names = getattr(module, "__dict__", {})
+            for borrowed, change in _borrowed.items():
+                if names.get(borrowed) is change.now:
+                    setattr(module, borrowed, change.before)
+
+
+def _watch_threads() -> None:
+    """There is a second thread, or soon will be."""
+    global _are_threads
+    with _changing:
+        if not _engines:
+            return
+        for wanted in tuple(_optional):
+            module, kind, method, instead = wanted
+            if module in sys.modules:
+                _optional.remove(wanted)
+                change = _Change(getattr(sys.modules[module], kind), method, instead)
+                _with_threads.append(change)
+                if _are_threads:
+                    _make([change])
+        if not _are_threads:
+            _are_threads = True
+            _make(_with_threads)
+            _watch_futures(_Watcher())
 
 
 def watch(engine: Engine) -> None:
     """Tell *engine* from now on what host threads tell each other."""
     global _engines
     with _changing:
-        _times[engine] = _times.get(engine, 0) + 1
-        _engines = tuple(_times)
-        for changes in _at_once:
-            changes.make()
+        first = not _engines
+        _engines = (*_engines, engine)
+        if first:
+            if len(sys.modules) != _module_count:
+                _look_around()
+            _make(_at_once)
         if len(_threads) > 1:
-            _with_threads.make()
+            _watch_threads()
 
 
 def unwatch(engine: Engine) -> None:
     """Take one `watch` back. After the last one all is as it was before the first."""
-    global _engines
+    global _are_threads, _engines
     with _changing:
-        _times[engine] -= 1
-        if not _times[engine]:
-            del _times[engine]
-        _engines = tuple(_times)
-        if not _engines:
-            for changes in (_with_threads, *_at_once):
-                changes.undo()
-
-
-def _watch_threads() -> None:
-    """There is a second thread, or soon will be."""
-    with _changing:
-        if _engines:
-            _with_threads.make()
+        left = list(_engines)
+        left.remove(engine)
+        _engines = tuple(left)
+        if left:
+            return
+        _undo(_at_once)
+        if len(sys.modules) != _module_count:
+            _give_back()
+        if _are_threads:
+            _are_threads = False
+            _undo(_with_threads)
+            _watch_futures(None)

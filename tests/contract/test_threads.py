@@ -17,7 +17,7 @@ import pytest
 
 import gpufut
 from gpufut import Future
-from tests.worlds import PATIENCE
+from tests.worlds import PATIENCE, until
 
 
 class Unhappy(Exception):
@@ -181,6 +181,53 @@ def test_c21_threads_hand_on_through_shared_futures_and_pools_without_a_race(wor
 
     for worker in [spawn(lambda me=me: work(me)) for me in range(4)]:
         assert worker.result() == [2.0, 3.0, 4.0, 5.0]
+
+
+# In the next two tests nothing orders the threads but what the future says: they know when to go on
+# by a look at a list, which orders nothing for who watches. The simulated machine does.
+
+
+@pytest.mark.parametrize("kind", ["then", "then_async", "add_done_callback"])
+def test_c21_a_callback_comes_after_what_came_before_its_registration(world, spawn, kind):
+    parent = Future[Any]()
+    registered: list[bool] = []
+    seen = []
+
+    def complete() -> None:
+        until(lambda: registered, "the registration")
+        parent.set_result(1)
+
+    def read(done: Future[Any]) -> Future[Any]:
+        with world.on(world.stream()):
+            seen.append(world.read(array))
+        return done
+
+    completer = spawn(complete)
+    array = world.array(3.0)
+    for library in world.used:
+        world.named(library.current(0)).synchronize()
+    getattr(parent, kind)(read)
+    registered.append(True)
+    completer.result()
+
+    assert seen == [3.0]
+
+
+def test_c21_what_one_thread_has_seen_finished_no_other_has_to_wait_for(world, spawn):
+    future = Future[Any]()
+    seen: list[bool] = []
+
+    def watch() -> None:
+        until(future.query, "the end of the work")
+        seen.append(True)
+
+    watcher = spawn(watch)
+    world.produce(3.0, into=future)
+    world.finish()
+    until(lambda: seen)
+
+    assert world.consume(future) == 3.0
+    watcher.result()
 
 
 def test_c21_futures_may_be_used_from_a_signal_handler_at_any_point(world):

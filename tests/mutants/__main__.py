@@ -89,17 +89,16 @@ def check(chosen: Sequence[Mutant], copy: Copy) -> str | None:
 def try_all(chosen: Sequence[Mutant], jobs: int, folder: Path) -> int:
     """Try the mutants, print what comes of each, and return the exit code."""
     began = time.perf_counter()
-    sound = Copy(folder / "0")
+    made = [Copy(folder / str(number)) for number in range(min(jobs, len(chosen)))]
     print(f"{len(chosen)} mutants; first their tests without any fault ...", flush=True)
-    wrong = check(chosen, sound)
+    wrong = check(chosen, made[0])
     if wrong is not None:
         print(f"the mutants say nothing: {wrong}")
         return 2
     print(f"they pass, {time.perf_counter() - began:.0f} s\n", flush=True)
     copies: SimpleQueue[Copy] = SimpleQueue()
-    copies.put(sound)
-    for number in range(1, min(jobs, len(chosen))):
-        copies.put(Copy(folder / str(number)))
+    for copy in made:
+        copies.put(copy)
     width = max(len(mutant.name) for mutant in chosen)
     print(f"{'':7}  {'mutant':{width}}  {'room':11}  seconds  killed by")
     verdicts: dict[str, Verdict] = {}

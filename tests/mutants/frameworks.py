@@ -374,6 +374,14 @@ MUTANTS: Final = (
         tests=("test_the_current_stream_is_what_gpufut_made_current_and_else_the_default",),
     ),
     _numba(
+        name="numbas_default_stream_is_always_the_legacy_one",
+        rule="C2: what Numba calls 0 in its per-thread mode",
+        why="the event is recorded on the legacy stream, and the work is on the thread's own",
+        old="        self._default: Final = 2 if own else 1\n",
+        new="        self._default: Final = 1\n",
+        tests=("test_in_the_per_thread_mode_the_default_stream_is_the_threads_own",),
+    ),
+    _numba(
         name="numbas_current_streams_belong_to_nobody",
         rule="C8, C14: current streams belong to threads",
         why="a callback in one thread makes its stream current for Numba in all",

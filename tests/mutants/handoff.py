@@ -58,25 +58,13 @@ MUTANTS: Final = (
         rule="C2",
         why="a value of many arrays costs as many events, which all stand for the same",
         old="""
-    targets: _Targets = {}
-    for stream in named:""",
-        new="""
-    targets: Any = {}
-    for stream in named:""",
-        also=(
-            (
-                """
-    for lane, handles in targets.items():
         for handle in handles:
             handoff.mark(lane, handle)
 """,
-                """
-    for lane, handles in targets.items():
-        for handle in [h for h in handles for _ in found]:
+        new="""
+        for handle in [each for each in handles for _ in found]:
             handoff.mark(lane, handle)
 """,
-            ),
-        ),
         tests=("test_c2_one_event_for_all_arrays_that_share_a_stream",),
     ),
     _here(

@@ -54,6 +54,24 @@ MUTANTS: Final = (
         tests=("test_torch_gets_its_own_ids_and_keeps_its_stream_objects",),
     ),
     _cuda(
+        name="default_stream_is_made_as_an_external_one",
+        rule="torch's ExternalStream(0) is a stream of its pool",
+        why="what is recorded on the default stream is recorded on another one, any one",
+        old="""
+            made = self._streams[device, stream] = self._torch.cuda.Stream(
+                stream_id=0 if stream == LEGACY else stream,
+                device_index=device,
+                device_type=_CUDA_TYPE,
+            )
+""",
+        new="""
+            number = 0 if stream == LEGACY else stream
+            made = self._torch.cuda.ExternalStream(number, device)
+            self._streams[device, stream] = made
+""",
+        tests=("test_torch_gets_its_own_ids_and_keeps_its_stream_objects",),
+    ),
+    _cuda(
         name="torchs_stream_objects_are_of_any_device",
         rule="C8: handles 0 and 1 name a stream of each device",
         why="the stream object of one device is used for another",
@@ -224,6 +242,14 @@ MUTANTS: Final = (
         ),
     ),
     _cuda(
+        name="refused_answer_is_a_failure_of_the_device",
+        rule="C23: ROCm refuses questions while another thread captures",
+        why="a future fails because somebody else captures a graph",
+        old="            if self._is_rocm and _code_of(error) == _CAPTURE_UNSUPPORTED:\n",
+        new="            if False:\n",
+        tests=("test_rocm_that_refuses_to_answer_during_a_capture_is_asked_again",),
+    ),
+    _cuda(
         name="captured_stream_is_asked",
         rule="C23: 900, unsupported in a capture",
         why="the question breaks the capture of the stream that it asks",
@@ -347,6 +373,18 @@ MUTANTS: Final = (
         new="""
 """,
         tests=("test_a_pointer_tells_its_kind_and_its_device",),
+    ),
+    _driver(
+        name="pointer_is_unknown_in_a_fresh_thread",
+        rule="C3: a fresh thread has no context",
+        why="in a thread that has not used the driver an array is taken for ordinary memory",
+        old="""
+        if status == _INVALID_CONTEXT:  # a thread that has not used the driver yet
+""",
+        new="""
+        if False:
+""",
+        tests=("test_a_stream_knows_its_device_in_any_thread",),
     ),
     _driver(
         name="invalidated_capture_is_none",

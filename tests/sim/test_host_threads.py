@@ -31,7 +31,7 @@ from tests.worlds import until
 PLACES: tuple[tuple[Any, str], ...] = (
     (threading, "Lock"),
     (threading, "RLock"),
-    (threading.Thread, "start"),
+    (threading, "_start_new_thread"),
     (threading.Thread, "join"),
     (threading.Thread, "is_alive"),
     (threading.Condition, "__enter__"),
