@@ -71,12 +71,14 @@ def test_what_is_not_there_once_does_not_apply():
 def copy(tmp_path, monkeypatch) -> Copy:
     """A copy of a project of one line, whose only test says whether that is right."""
     monkeypatch.setattr("tests.mutants.running.ROOT", tmp_path / "project")
-    for folder in ("bench", "docs", "gpufut", "kernels", "tests"):
+    for folder in ("bench", "docs", "gpufut/testing", "kernels", "tests"):
         (tmp_path / "project" / folder).mkdir(parents=True)
     for name, text in {
         "README.md": "",
         "pyproject.toml": "[tool.pytest.ini_options]\n",
         "gpufut/__init__.py": "",
+        "gpufut/testing/__init__.py": "",
+        "gpufut/testing/plugin.py": "",  # looked for here if an installed gpufut says it has one
         "gpufut/room.py": "ANSWER = 42\n",
         "tests/conftest.py": "def pytest_addoption(parser): parser.addoption('--device')\n",
         "tests/test_room.py": "from gpufut import room\ndef test_it(): assert room.ANSWER == 42\n",
