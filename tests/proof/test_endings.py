@@ -13,7 +13,7 @@ def test_a_program_ends_in_the_middle_without_a_hang_or_a_word(number):
 
 
 def test_a_program_that_says_something_at_its_end_is_noticed(monkeypatch):
-    program = endings.PROGRAM.replace("import asyncio", "print('said')\nimport asyncio")
+    program = endings.PROGRAM.replace("import asyncio", "print('said', flush=True)\nimport asyncio")
     monkeypatch.setattr(endings, "PROGRAM", program)
 
     with pytest.raises(AssertionError, match=r"said[\s\S]*--trial 1"):
