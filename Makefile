@@ -55,7 +55,7 @@ demo: $(BASE) $(if $(findstring cuda,$(ARGS)),$(WITH_FRAMEWORKS))  ## photograph
 bench: $(BASE) $(WITH_FRAMEWORKS)  ## measure the host side against torch.futures and others
 	$(BIN)/python -m bench.host --json bench/results/host.json $(ARGS)
 
-proof: $(BASE)  ## explore, search and break at length: fifteen minutes, `make proof ARGS='--minutes 1'` for less
+proof: $(BASE) $(WITH_FRAMEWORKS)  ## test, explore, search and break at length: twenty minutes, `make proof ARGS='--minutes 1'` for less
 	$(BIN)/python -m tests.proof $(ARGS)
 
 mutants: $(BASE) $(WITH_FRAMEWORKS)  ## plant hundreds of faults in copies, one by one: the tests must find every one; under ten minutes

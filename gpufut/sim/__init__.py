@@ -7,7 +7,7 @@ It stands in for GPUs in tests: NumPy is the storage, a scheduler is the hardwar
 - work runs *after* the call that enqueues it, as late or in as odd an order as streams and events
   allow, so that a missing wait gives wrong data, the same wrong data for the same seed;
 - a missing wait is also reported, whether or not it did harm this time: `RaceError` names both
-  accesses and the edge between them that is missing;
+  accesses and the edge between them that is missing, be it between streams or host threads;
 - memory that was freed is reused as soon as its allocator may, and memory that nobody wrote reads
   as poison;
 - a virtual clock says how long the program would take. Its times are simulated, never measured.

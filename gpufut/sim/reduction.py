@@ -263,14 +263,13 @@ class Every:
         yield from self._split(self._landing())
 
     def _run_possible(self, ops: Iterable[Op]) -> Iterator[Op]:
-        """Run what *ops* need, as far as gates let it."""
+        """Run what *ops* need, unless there is a gate in the way."""
         left = [op for op in ops if not op.done]
         if left:
             pending = Pending(self._engine, self._late)
             going = pending.with_all_before(left)
-            if pending.barred:
-                going = sum(1 << i for i in _members(going) if pending.may_run(i))
-            yield from self._run(pending, going)
+            if not going & pending.barred:
+                yield from self._run(pending, going)
 
     def _split(self, ops: Iterable[Op], *, polls: bool = False) -> Iterator[Op]:
         """Decide of each of *ops* whether it has run by now."""

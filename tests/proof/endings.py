@@ -48,8 +48,16 @@ class Boom(BaseException):  # what is an Exception only, futures take for the ca
 
 
 # What strikes inside a finalizer is Python's to swallow; it strikes again then.
-lost = []
-sys.unraisablehook = lambda raised: lost.append(raised.exc_value)
+lost, forked = [], []
+
+
+def swallowed(raised):
+    lost.append(raised.exc_value)
+    if forked:
+        os._exit(0)
+
+
+sys.unraisablehook = swallowed
 
 
 def child_of(device, host):
@@ -82,6 +90,7 @@ def strike(*_):
         if ending == "fork":
             child_of(behind, five)
         stopping.set()
+        forked.append(True)
         os._exit(0) if machine.lock._is_owned() else sys.exit(0)
     _, status = os.waitpid(pid, 0)
     if os.waitstatus_to_exitcode(status) != 0:

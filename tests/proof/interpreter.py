@@ -96,6 +96,9 @@ class Parcel:
     numbers: tuple[float, ...]
     serial: int
 
+    def is_on(self, device: int) -> bool:
+        return not self.is_pinned() and all(array.device == device for array in self.arrays)
+
     def is_pinned(self) -> bool:
         return any(isinstance(array, sim.PinnedArray) for array in self.arrays)
 
@@ -104,6 +107,7 @@ Value = Parcel | int
 Outcome = tuple[str, object]
 Pair = tuple[Future[Any], Value]
 
+VALUES: Final = ("made", "host")
 CANCELLED: Final[Outcome] = ("cancelled", None)
 
 
@@ -537,8 +541,10 @@ class Interpreter:
             if not isinstance(array, sim.PinnedArray):
                 library, device = array.library, array.device
             here = library.current_stream(device)
-            for future, _ in pairs:
-                future.wait(stream=here)
+            for future, value in pairs:
+                # The streams of this device that are current wait already for what lies here.
+                if isinstance(value, Parcel) and not value.is_on(device):
+                    future.wait(stream=here)
             target = library.empty(SHAPE, np.float64, device=device)
             self.copy(here, target, array)
             for other in others:
@@ -555,7 +561,7 @@ class Interpreter:
         Args:
             step: Whose streams to use.
             value: What a future gave.
-            unordered: Whether to use streams that were told of nothing.
+            unordered: Whether to use other streams than the current ones.
         """
         if isinstance(value, int):
             return
@@ -674,14 +680,18 @@ class Interpreter:
             self.lines[step.nodes[0]].append(number)
 
     def check_lent(self, step: Step, parent: Future[Any]) -> None:
-        """Streams of the pool must be current where the value lies."""
+        """Streams of the pool must be current where the value lies, and where it might have."""
         value = None if parent.cancelled() or parent.exception() else parent.value()
-        for array in value.arrays if isinstance(value, Parcel) else ():
-            if not isinstance(array, sim.PinnedArray):
-                lane = gpufut.get_manager().lane(gpufut.Device("sim", array.device))
-                for library in self.machine.libraries:
-                    if not lane.owns(library.current_stream(array.device).handle):
-                        self.complain(f"the callback of step {step.number} runs on no pool stream")
+        arrays = value.arrays if isinstance(value, Parcel) else ()
+        devices = {array.device for array in arrays if not isinstance(array, sim.PinnedArray)}
+        maker = self.steps[step.nodes[0]].op
+        if maker.act == "produce declared" or (maker.act == "promise" and maker.place & 1):
+            devices |= {*DEVICES}
+        for device in devices:
+            lane = gpufut.get_manager().lane(gpufut.Device("sim", device))
+            for library in self.machine.libraries:
+                if not lane.owns(library.current_stream(device).handle):
+                    self.complain(f"the callback of step {step.number} runs on no pool stream")
 
     def value_of(self, parent: Future[Any]) -> Value:
         """A callback's own way to the value; pinned memory has to be waited for."""
@@ -801,6 +811,15 @@ class Interpreter:
             return self.summed(step, [(each, each.wait()) for each in parent.value()])
 
         collected = gpufut.collect_all(futures)
+        reference = weakref.ref(collected)
+
+        def failed_early(parent: Future[Any]) -> None:
+            future = reference()
+            if future is not None and not future.done() and outcome_of(parent)[0] not in VALUES:
+                self.complain(f"step {step.number}: collect_all() does not fail with the first")
+
+        for future in futures:
+            future.add_done_callback(failed_early, lend_streams=False)
         return collected.then(self.callback(step, collected, body, lends=False, of_node=False))
 
     def do_any(self, step: Step, *futures: Future[Any]) -> Future[Any]:
@@ -945,9 +964,16 @@ class Interpreter:
         return result
 
     def do_read(self, step: Step, future: Future[Any]) -> None:
-        value = self.waited(step, 0, future.wait)
+        if not step.op.place & 4:
+            value = self.waited(step, 0, future.wait)
+            if not isinstance(value, Exception):
+                self.read(step, value)
+            return
+        streams = [self.stream_for(step, device, other=1) for device in DEVICES]
+        for stream in streams:
+            value = self.waited(step, 0, functools.partial(future.wait, None, stream))
         if not isinstance(value, Exception):
-            self.read(step, value)
+            self.read(step, value, unordered=True)  # by these streams
 
     def do_synchronize(self, step: Step, future: Future[Any]) -> None:
         value = self.waited(step, 0, functools.partial(_synchronized, future))
@@ -1143,8 +1169,8 @@ class Interpreter:
 
     def _follows(self, step: Step, parents: list[Outcome]) -> list[Outcome]:
         act = step.op.act
-        values = [parent for parent in parents if parent[0] in {"made", "host"}]
-        errors = [parent for parent in parents if parent[0] not in {"made", "host"}]
+        values = [parent for parent in parents if parent[0] in VALUES]
+        errors = [parent for parent in parents if parent[0] not in VALUES]
         if act == "any":
             return values or errors
         if errors:
@@ -1169,16 +1195,18 @@ class Interpreter:
         self.kept.clear()
         self.promises.clear()
         given_up = any(CANCELLED in outcomes for outcomes in self.wins.values())
-        left = self.what_is_left()
-        if left and (given_up or any(step.op.act in FAILING for step in self.steps)):
-            # An error's traceback keeps the frames of who caught it, and these the futures.
-            gc.collect(2 if gc.isenabled() else 0)
+        may_fail = given_up or any(step.op.act in FAILING for step in self.steps)
+        deadline = time.monotonic() + PATIENCE
+        while True:
             left = self.what_is_left()
-        if self.reactor is None:  # the watching thread may still be about to let go
-            deadline = time.monotonic() + PATIENCE
-            while left and time.monotonic() < deadline:
-                time.sleep(0.0005)
+            if left and may_fail:
+                # An error's traceback keeps the frames of who caught it, and these the futures.
+                gc.collect(2 if gc.isenabled() else 1)
                 left = self.what_is_left()
+            # The watching thread may still be about to let go.
+            if not left or self.reactor is not None or time.monotonic() > deadline:
+                break
+            time.sleep(0.0005)
         self.complaints += left
 
     def what_is_left(self) -> list[str]:

@@ -205,6 +205,7 @@ class _Planner:
         self.completers: dict[int, list[int]] = {}  # of a promise: whose callbacks complete it
         self.unordered: set[int] = set()  # cancelled: not ordered after what they read
         self.changed: set[int] = set()
+        self.waited_for: set[int] = set()  # by who changes what they read; not to be cancelled
 
     def is_sure(self, node: int, seen: tuple[int, ...] = ()) -> bool:
         if node in self.completed:
@@ -228,6 +229,8 @@ class _Planner:
                 after = tuple(sorted(readers))
             else:
                 op = op._replace(act="consume")
+        elif op.act == "cancel" and nodes[0] in self.waited_for:
+            op = op._replace(act="peek")
         number = len(self.steps)
         sure = (node for node, want in zip(nodes, ACTS[op.act].nodes, strict=True) if want == "!")
         self.steps.append(Step(number, op, nodes, after, (*sure, *after), changed=False))
@@ -281,6 +284,7 @@ class _Planner:
             self.completed.add(nodes[0])
             self.unordered.add(nodes[0])
         if op.act == "change":
+            self.waited_for |= self.groups[nodes[0]].readers
             written = self.groups[nodes[0]].nodes
             self.changed |= written
             self.alive = [node for node in self.alive if node not in written]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import Any
 
 import pytest
 
 from tests.proof import __main__ as command
+from tests.proof import parts
 from tests.proof.parts import PARTS, Covered, Effort, Part
 
 
@@ -75,6 +77,29 @@ def test_a_part_whose_process_dies_has_failed():
     found = command._outside(part("of no table", lambda effort: Covered({})), Effort(0, 1.0))
 
     assert "ended with exit code 1" in found["failures"][0]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "numbers", "failures"),
+    [
+        (0, "....\n7 passed, 2 skipped in 3.21s\n", {"passed": 7, "skipped": 2}, []),
+        (
+            1,
+            "FAILED tests/a.py::test_b - no\nERROR tests/c.py\n1 failed, 7 passed, 1 error in 1s\n",
+            {"failed": 1, "passed": 7, "error": 1},
+            ["FAILED tests/a.py::test_b - no", "ERROR tests/c.py"],
+        ),
+        (-11, "Fatal Python error\n", {}, ["Fatal Python error\n"]),
+        (4, "", {}, [""]),
+    ],
+)
+def test_the_tests_themselves_are_a_part(monkeypatch, code, said, numbers, failures):
+    ran = subprocess.CompletedProcess([], code, said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ran)
+
+    found = parts._tests(Effort(0, 1.0))
+
+    assert (found.numbers, found.failures) == (numbers, failures)
 
 
 def test_less_time_means_less_of_the_other_parts():

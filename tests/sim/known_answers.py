@@ -410,6 +410,19 @@ def a_host_synchronisation_orders_streams(b):
 
 
 @safe
+def a_host_synchronisation_orders_streams_that_have_waited_for_others(b):
+    """What a stream has waited for before makes no difference."""
+    y, z = b.m.plain.empty(1), b.m.plain.empty(1)
+    b.write(b.s1)
+    b.write(b.s2, y)
+    b.s2.wait(b.s3.record())
+    b.write(b.s3, z)
+    b.s2.wait(b.s3.record())
+    b.s1.synchronize()
+    b.read(b.s2)
+
+
+@safe
 def a_query_that_was_true_orders_streams(b):
     """To see that an event has come to pass is to have waited for it."""
     b.write(b.s1)

@@ -355,6 +355,25 @@ def test_many_threads_that_nobody_joins_leave_little_behind(machine):
     assert x.get().tolist() == [0] * 4
 
 
+@pytest.mark.parametrize("means", ["event", "synchronize"])
+def test_what_many_ended_threads_enqueued_counts_as_known_to_all(machine, means):
+    """So that lanes do not grow in number; a race may go unseen by it, but none is invented."""
+    b, over = Bench(machine), allocate_lock()
+    for _ in range(200):
+        over.acquire()
+        threading.Thread(target=lambda: (b.write(b.s1), over.release())).start()
+    over.acquire()
+    folded = b.s1.known
+    assert folded
+    with machine.lock:
+        machine._engine._fold_lanes_locked(b.s1)
+    if means == "event":
+        b.s2.wait(b.s1.record())
+    else:
+        b.s1.synchronize()
+    b.read(b.s2)
+
+
 def test_a_thread_that_goes_on_where_another_ended_does_not_tell_of_it_twice(machine, alice):
     """A new thread that knows all that an ended one did takes its place in the clocks."""
     b = Bench(machine)
