@@ -596,7 +596,9 @@ MUTANTS: Final = (
 """,
         new="""
 """,
-        tests=("an_interrupt_during_a_hand_off_leaves_no_stream_current_and_none_lent",),
+        tests=(
+            "an_interrupt_while_a_callback_is_lent_a_stream_gives_it_back_and_restores_the_others",
+        ),
     ),
     _here(
         name="flattening_loses_the_device_work",
