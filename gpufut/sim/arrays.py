@@ -38,13 +38,14 @@ class Array:
     """An array on a simulated device. Made by a `Library`; its bytes are reached by kernels only.
 
     `memory` owns the bytes and is shared by views: keeping it keeps them. Indexing gives a view
-    (basic slicing only).
+    (basic slicing only). `machine` is the one that the device belongs to.
     """
 
-    __slots__ = ("__weakref__", "library", "memory", "work_view")
+    __slots__ = ("__weakref__", "library", "machine", "memory", "work_view")
 
     def __init__(self, library: Library[Any], memory: Memory, layout: Layout) -> None:
         self.library = library
+        self.machine: Machine = library.machine
         self.memory = memory
         self.work_view = View(memory.lease, layout)
 
@@ -67,11 +68,6 @@ class Array:
     def device(self) -> int:
         """Index of the device that holds the bytes."""
         return self.memory.stream.device
-
-    @property
-    def machine(self) -> Machine:
-        """The machine that the device belongs to."""
-        return self.library.machine
 
     @property
     def name(self) -> str:
@@ -101,7 +97,16 @@ class Array:
         return stream.read_back(self)
 
     def __array__(self, *args: object, **kwargs: object) -> NumpyArray:
-        raise TypeError("a simulated array does not turn into a NumPy array by itself; use .get()")
+        raise TypeError(
+            "a simulated array does not turn into a NumPy array by itself; copy it to the host by "
+            ".get()"
+        )
+
+    def __setitem__(self, index: object, value: object) -> None:
+        raise TypeError(
+            "the host does not write into an array on a device; copy to a part of it by "
+            "stream.copy(x[...], value), or launch a kernel that writes it"
+        )
 
     def __iter__(self) -> None:
         raise TypeError("a simulated array cannot be iterated over on the host; use .get()")
@@ -136,6 +141,18 @@ class PinnedArray:
     """Page-locked host memory, which copies reach asynchronously. Made by `Machine.pinned`.
 
     Poison until it is written. Its memory is never reused for another array.
+
+    `np.asarray` of it and `x[...]` are reads, `x[...] = data` is a write by the host, of the
+    elements concerned, now. None waits; each raises RaceError as `get` and `set` do. What is read
+    is a copy; that of a part is read-only, so that nothing is written to it by mistake.
+
+    >>> from gpufut import sim
+    >>> with sim.Machine() as m:
+    ...     x = m.pinned(3)
+    ...     x[:] = 1
+    ...     x[0] = 5
+    ...     np.asarray(x) + x[0]
+    array([10.,  6.,  6.], dtype=float32)
     """
 
     __slots__ = ("__weakref__", "_engine", "machine", "work_view")
@@ -185,11 +202,52 @@ class PinnedArray:
 
         Raises:   RaceError: the host has not waited for work that reads or writes it.
         """
+        self[...] = data
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> NumpyArray:
+        if copy is False:
+            raise ValueError("pinned memory is read into a copy: leave copy=False out")
+        found = self.get()
+        return found if dtype is None else found.astype(dtype, copy=False)
+
+    def __getitem__(self, index: Any) -> Any:
         engine = self._engine
         with engine.lock:
-            engine.access_on_host_locked(self.work_view, "write")
-            self.work_view.array(writeable=True)[...] = data
+            engine.access_on_host_locked(self._part_locked(index), "read")
+            found = self.work_view.array(writeable=False)[index]
+            if isinstance(found, np.ndarray):
+                found = found.copy()
+                found.flags.writeable = False
+            return found
+
+    def __setitem__(self, index: Any, data: npt.ArrayLike) -> None:
+        engine = self._engine
+        with engine.lock:
+            engine.access_on_host_locked(self._part_locked(index), "write")
+            self.work_view.array(writeable=True)[index] = data
             engine.look_locked()
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError(f"{self!r} has no dimension, so it has no length")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return True  # as of a device array: `x or y` asks whether there is one, and reads nothing
+
+    def __iter__(self) -> None:
+        raise TypeError("pinned memory cannot be iterated over; use .get()")
+
+    def _part_locked(self, index: Any) -> View:
+        """What `self[index]` touches, as far as a layout can say it; else the whole."""
+        view = self.work_view
+        if index is Ellipsis:
+            return view
+        try:
+            layout = view.layout.sliced(view.lease.block.bytes(), index)
+        except TypeError:  # not by basic slicing
+            return view
+        return View(view.lease, layout)
 
     def busy(self) -> bool:
         """Whether work that writes it is enqueued and has not run.
@@ -254,7 +312,12 @@ class Library(Generic[A]):
 
         Raises:   ValueError: there is no device array to tell the device by; else as `launch`.
         """
-        for array in (*writes, *reads):
+        try:
+            arrays = (*writes, *reads)
+        except TypeError:
+            check_operands(reads, writes)
+            raise
+        for array in arrays:
             if isinstance(array, Array):
                 stream = self.current_stream(array.device)
                 stream.launch(fn, reads=reads, writes=writes, duration=duration, name=name)
@@ -314,6 +377,13 @@ class _Current:
     ) -> None:
         if self._before is not None:
             self._library.set_stream(self._before)
+
+
+def check_operands(reads: object, writes: object) -> None:
+    """Raises TypeError if *reads* or *writes* is an array instead of a list of arrays."""
+    for what, arrays in (("reads", reads), ("writes", writes)):
+        if isinstance(arrays, (Array, PinnedArray, np.ndarray)):
+            raise TypeError(f"{what} is a list of arrays, got {arrays!r}: say {what}=[x]")
 
 
 def as_shape(shape: Shape) -> tuple[int, ...]:

@@ -85,7 +85,7 @@ class Capture:
             )
         known = self._branches[stream].lane.clock
         loose = [
-            str(other.handle)
+            other.label
             for other, branch in self._branches.items()
             if other is not stream and not knows(known, branch.lane.key, branch.lane.seq)
         ]

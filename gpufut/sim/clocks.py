@@ -167,6 +167,18 @@ class Lane:
                 return advanced(joined(clock, known), self.key, seq)
         return clock
 
+    def known_at(self, number: int) -> Clock:
+        """What came before the last operation here that is not after *number*, of the stream's.
+
+        Or a little more, by what the thread has learnt since.
+        """
+        if self.seq <= number:
+            return self.clock
+        for _, known, seq in reversed(self.past):
+            if seq <= number:
+                return known
+        return START
+
 
 def stream_key() -> int:
     """A key for a stream as such: see `Lane.queue`."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 from threading import RLock
+
+import numpy as np
 
 from gpufut.sim.capture import Capture, CaptureMode, refuse_unsafe_locked, wait_locked
 from gpufut.sim.clocks import START, Clock, HostClock, Lane, advanced, joined, knows
@@ -19,10 +22,28 @@ from gpufut.sim.errors import DeviceError, InvalidHandleError, without_frames
 from gpufut.sim.hosts import Hosts
 from gpufut.sim.layout import Layout, NumpyArray
 from gpufut.sim.memory import Allocator, Block, Memory, View
-from gpufut.sim.races import Access, AccessKind, Detector, Doubt, Shadow, Site
+from gpufut.sim.races import Access, AccessKind, Detector, Doubt, Shadow, Site, source_line
 from gpufut.sim.schedule import Look, Scheduler
-from gpufut.sim.streams import MOST_OLDER, NO_LANE, Event, Gate, Kernel, Mark, Op, OpKind, Stream
-from gpufut.sim.timeline import ENQUEUE_SECONDS, HostThread, OpRecord, RecordKind, Stats
+from gpufut.sim.streams import (
+    MOST_OLDER,
+    NO_LANE,
+    Event,
+    Gate,
+    Kernel,
+    Mark,
+    Op,
+    OpKind,
+    Origin,
+    Stream,
+)
+from gpufut.sim.timeline import (
+    ENQUEUE_SECONDS,
+    HostThread,
+    OpRecord,
+    RecordKind,
+    Stats,
+    check_seconds,
+)
 
 FAULTS = (
     "record", "wait", "query", "synchronize", "create_event", "create_stream", "stream_query",
@@ -65,7 +86,7 @@ class Engine:
         self.gates_expired = 0
         self.counts = dict.fromkeys(Stats._fields, 0)
         self.timeline: list[tuple[RecordKind, str, int | None, int | None, str, float, float,
-                                  float]] = []  # fmt: skip
+                                  float, str | None]] = []  # fmt: skip
         self.elapsed = 0.0
         self.touched: set[int] = set()
         self.busy: dict[Stream, None] = {}
@@ -77,7 +98,7 @@ class Engine:
         self._timeless: bool = getattr(scheduler, "timeless", False)
         self._gate_timeout = gate_timeout
         self._gate_opened: threading.Condition | None = None  # made when somebody sleeps
-        self._failed: dict[int, BaseException] = {}
+        self._failed: dict[int, tuple[BaseException, str]] = {}
         self._faults: dict[str, list[Exception]] = {}
         self._running: Op | None = None
         self._number = 0
@@ -89,7 +110,7 @@ class Engine:
 
     def note(self, kind: RecordKind, name: str, host: HostThread, start: float) -> None:
         """Put what a host thread did since *start* on the timeline."""
-        self.timeline.append((kind, name, None, None, host.name, start, start, host.time))
+        self.timeline.append((kind, name, None, None, host.name, start, start, host.time, None))
         self.elapsed = max(self.elapsed, host.time)
 
     def _seen_locked(
@@ -183,13 +204,20 @@ class Engine:
                 return capture.submit_locked(
                     stream, kind, name, fn, reads=reads, writes=writes, duration=duration
                 )
-            if self.detector is not None and (reads or writes):
-                lane = stream.lane
-                site = Site(name, lane, stream.seq + 1, host.name)
-                self.detector.enqueue(_accesses(site, reads, writes), lane.clock)
+            origin: Origin = None
+            if self.detector is not None:
+                if reads or writes:
+                    lane = stream.lane
+                    origin = Site(name, lane, stream.seq + 1, host.name)
+                    self.detector.enqueue(_accesses(origin, reads, writes), lane.clock)
+                elif kind == "kernel":
+                    # Whoever called the launch: a `Site`, which looks further, is too dear here.
+                    caller = sys._getframe(1).f_back
+                    origin = None if caller is None else (caller.f_code, caller.f_lasti)
             self.counts["copies" if kind == "copy" else "launches"] += 1
             op = self._append_locked(stream, kind, name, host)
             op.fn = fn
+            op.origin = origin
             op.reads = reads
             op.writes = writes
             op.duration = duration
@@ -246,6 +274,7 @@ class Engine:
         """See `Stream.wait`."""
         host = self.host()
         with self.lock:
+            mark = event.mark  # first, so that what is no event leaves no trace
             if self._faults:
                 self._trip_locked("wait")
             if event.destroyed or event.engine is not self:
@@ -254,7 +283,6 @@ class Engine:
                 raise InvalidHandleError(f"{stream!r} is of another machine")
             capture = self.begin_locked(stream, host)
             self.counts["waits"] += 1
-            mark = event.mark
             lane = stream.lane
             if mark is None:
                 event.waited = stream.label, lane, stream.seq
@@ -266,7 +294,7 @@ class Engine:
                 wait_locked(stream, mark, host)
                 return
             dep = mark.op
-            if dep is None or dep.stream is stream:
+            if dep is None:
                 host.time += ENQUEUE_SECONDS
                 return
             known = mark.is_known_to(host.known)
@@ -274,6 +302,9 @@ class Engine:
                 lane.clock = advanced(joined(lane.clock, mark.clock), mark.lane.key, mark.seq)
             elif (seen := event.surely_captured_locked(mark, host.known)) is not None:
                 lane.clock = joined(lane.clock, seen)
+            if dep.stream is stream:  # in order anyway; in another run it may be an older record
+                host.time += ENQUEUE_SECONDS
+                return
             # Enqueued even if it is done already, so that a record after it carries what it knows.
             op = self._append_locked(stream, "wait", "wait", host)
             op.dep = dep
@@ -456,8 +487,10 @@ class Engine:
         timeout: float | None,
     ) -> bool:
         """Block until *op* is done; False when *timeout* real seconds were not enough."""
-        if timeout is not None and timeout <= 0:
-            return self.query(asked, op, mark, "synchronize")
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+            if timeout == 0:
+                return self.query(asked, op, mark, "synchronize")
         with self.lock:
             self._trip_locked("synchronize")
             self.touched.add(asked.device)
@@ -619,19 +652,20 @@ class Engine:
         if op.fn is not None and stream.device not in self._failed:
             self._running = op
             try:
-                op.fn(
-                    *[view.array(writeable=False) for view in op.reads],
-                    *[view.array(writeable=True) for view in op.writes],
-                )
+                written = [view.array(writeable=True) for view in op.writes]
+                result = op.fn(*[view.array(writeable=False) for view in op.reads], *written)
+                if result is not None:
+                    _refuse_result(result, written)
             except Exception as error:
                 self.raised.append(op)
-                self._fail_locked(stream.device, without_frames(error))
+                self._fail_locked(stream.device, without_frames(error), f"{_launch(op)}, raised ")
             finally:
                 self._running = None
             kind: RecordKind = "copy" if op.kind == "copy" else "kernel"
             self.timeline.append(
-                (kind, op.name, stream.device, stream.handle, op.thread, op.launched, start, end)
-            )
+                (kind, op.name, stream.device, stream.handle, op.thread, op.launched, start, end,
+                 stream.name)
+            )  # fmt: skip
             self.elapsed = max(self.elapsed, end)
         # Not before here, and done before it leaves the queue: after Ctrl-C at any line the next
         # wait still finds the work that is not done, and never waits for work that is gone.
@@ -705,8 +739,8 @@ class Engine:
             )
             self._fail_locked(device, error)
 
-    def _fail_locked(self, device: int, error: BaseException) -> None:
-        self._failed.setdefault(device, error)
+    def _fail_locked(self, device: int, error: BaseException, text: str = "") -> None:
+        self._failed.setdefault(device, (error, text))
         self._wake_locked()  # who waits behind a gate of the device gets the error now
 
     def _trip_locked(self, call: str) -> None:
@@ -722,10 +756,10 @@ class Engine:
         if self._failed:
             for device in devices:
                 if device in self._failed:
-                    error = self._failed[device]
+                    error, text = self._failed[device]
                     # A new object each time: one that is raised again and again would drag a
                     # traceback that grows.
-                    raise DeviceError(f"device {device} has failed: {error!r}") from error
+                    raise DeviceError(f"device {device} has failed: {text}{error!r}") from error
 
     # Memory
 
@@ -802,3 +836,26 @@ def _accesses(
     found = [(view.lease.block.shadow, view.access("read", site)) for view in reads]
     found.extend((view.lease.block.shadow, view.access("write", site)) for view in writes)
     return found
+
+
+def _launch(op: Op) -> str:
+    """What a message says of an operation that has failed: which it is, and who enqueued it."""
+    text = f"{op.kind} '{op.name}' on stream {op.stream.label}, enqueued by thread {op.thread}"
+    if isinstance(op.origin, Site):
+        return f"{text} at {op.origin.source}"
+    return text if op.origin is None else f"{text} at {source_line(*op.origin)}"
+
+
+def _refuse_result(result: object, written: Sequence[NumpyArray]) -> None:
+    """Raises TypeError if a kernel gives back what it should have written.
+
+    NumPy's functions return the array that they were told to write, and a kernel may return those.
+    """
+    for each in result if isinstance(result, (tuple, list)) else (result,):
+        if isinstance(each, (np.ndarray, np.generic)) and not (
+            each.size == 0 or any(np.may_share_memory(each, array) for array in written)
+        ):
+            raise TypeError(
+                "a kernel writes into the arrays of its writes=[...], and what it returns is lost: "
+                f"say x[...] = value or out=x instead of returning a {each.dtype}{list(each.shape)}"
+            )

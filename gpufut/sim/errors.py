@@ -46,8 +46,10 @@ _CAPTURE_CODES = {
 class DeviceError(SimError, RuntimeError):
     """The device has failed: from now on every query and synchronisation there raises this.
 
-    `__cause__` is what the kernel raised, or what was handed to `Machine.poison`. As with a CUDA
-    context after an illegal access, nothing more runs on the device and nothing repairs it.
+    The message names the kernel, its stream, and the thread that enqueued it; the source line too,
+    unless races are off. `__cause__` is what the kernel raised, or what was handed to
+    `Machine.poison`. As with a CUDA context after an illegal access, nothing more runs on the
+    device and nothing repairs it.
     """
 
 

@@ -45,8 +45,6 @@ class Hosts:
 
     def known_here(self) -> Clock:
         """What the calling thread knows. Creates nothing: for finalizers."""
-        if self._shared is not None:
-            return self._shared.clock
         host: HostThread | None = getattr(self._local, "host", None)
         return START if host is None else host.known.clock
 

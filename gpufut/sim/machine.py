@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -18,11 +20,12 @@ from gpufut.sim.races import RaceError
 from gpufut.sim.schedule import Scheduler, scheduler
 from gpufut.sim.streams import Event, Gate, Stream
 from gpufut.sim.threads import unwatch, watch
-from gpufut.sim.timeline import HostToken, OpRecord, Stats
+from gpufut.sim.timeline import HostToken, OpRecord, Stats, check_seconds
 
 F = TypeVar("F", bound=Callable[[], object])
 
 _active: list[Machine] = []
+_unread: dict[int, str] = {}  # what machines were left with, and nobody has looked at since
 _listeners: list[Callable[[], object]] = []
 
 
@@ -37,7 +40,8 @@ class Machine:
               "pct" (random, with a guarantee: see `Pct`), "eager" (as soon as possible),
               "replay:..." (what `explore` printed), or a `Scheduler`.
               races: "raise" a RaceError at the call that makes the second access, "collect" them
-              in `races`, or "off".
+              in `races`, or "off". If nobody has looked there, a warning at the end of the process
+              says so.
               threads: "exact": what a host thread has waited for, others know only if it has told
               them, by means that the machine sees: see `sim.threads`. "shared": what one knows, all
               know, for programs that use other means.
@@ -72,6 +76,7 @@ class Machine:
             raise ValueError(f"races is 'raise', 'collect' or 'off', got {races!r}")
         if threads not in ("exact", "shared"):
             raise ValueError(f"threads is 'exact' or 'shared', got {threads!r}")
+        check_seconds("gate_timeout", gate_timeout)
         self.device_count = devices
         self.seed = seed
         self.schedule = schedule
@@ -82,6 +87,7 @@ class Machine:
             shared=threads == "shared",
             gate_timeout=gate_timeout,
         )
+        self._unread = races == "collect"
         self._watches = races != "off" and threads == "exact"
         self.lock = self._engine.lock
         self._streams: dict[int, Stream] = {}
@@ -97,15 +103,20 @@ class Machine:
 
     # What a program makes
 
-    def stream(self, device: int = 0, priority: int = 0) -> Stream:
-        """A new stream. It lives until it is destroyed, or else as long as the machine."""
+    def stream(self, device: int = 0, priority: int = 0, *, name: str | None = None) -> Stream:
+        """A new stream. It lives until it is destroyed, or else as long as the machine.
+
+        Args:     name: for messages and the timeline, behind the handle.
+        """
         self.check_device(device)
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"the name of a stream is a string, got {name!r}")
         engine = self._engine
         with engine.lock:
             engine.trip("create_stream")
             engine.touched.add(device)
             engine.counts["streams_created"] += 1
-            return self._add_stream_locked(device, priority)
+            return self._add_stream_locked(device, priority, name)
 
     def default_stream(self, device: int = 0) -> Stream:
         """The device's default stream, an ordinary one here. Asking for it creates no context."""
@@ -190,6 +201,8 @@ class Machine:
 
     def pending(self, device: int | None = None) -> int:
         """How many kernels, copies and gates are enqueued and not done. Waits are not counted."""
+        if device is not None:
+            self.check_device(device)
         with self._engine.lock:
             counted = [
                 op
@@ -224,6 +237,8 @@ class Machine:
         Raises:   DeviceError: a device that it waited for has failed.
                   CaptureError: (900) a stream there captures, and the capture is invalidated.
         """
+        if device is not None:
+            self.check_device(device)
         devices = range(self.device_count) if device is None else (device,)
         engine = self._engine
         with engine.lock:
@@ -241,6 +256,7 @@ class Machine:
 
     def host_work(self, seconds: float, name: str | None = None) -> None:
         """The calling thread is busy for simulated *seconds* with other things."""
+        check_seconds("host work", seconds)
         host = self._engine.host()
         start = host.time
         host.time += seconds
@@ -300,6 +316,8 @@ class Machine:
     @property
     def races(self) -> list[RaceError]:
         """The races found so far, those that were raised too."""
+        self._unread = False
+        _unread.pop(self._engine.hosts.number, None)
         detector = self._engine.detector
         return [] if detector is None else detector.found
 
@@ -332,7 +350,13 @@ class Machine:
         self._engine.poison(device, error)
 
     def check_device(self, device: int) -> None:
-        """Raises ValueError if the machine has no such device."""
+        """Raises ValueError if the machine has no such device, TypeError if it is no number."""
+        if type(device) is int and 0 <= device < self.device_count:
+            return
+        if isinstance(device, bool) or not isinstance(device, (int, np.integer)):
+            raise TypeError(
+                f"a device is its number here, 0 to {self.device_count - 1}; got {device!r}"
+            )
         if not 0 <= device < self.device_count:
             raise ValueError(f"device {device} does not exist; there are {self.device_count}")
 
@@ -371,11 +395,14 @@ class Machine:
         with self._engine.lock:
             for library in self.libraries:
                 library.allocator.trim_locked()
+        detector = self._engine.detector
+        if self._unread and detector is not None and detector.found:
+            _unread[self._engine.hosts.number] = str(detector.found[0])
         _switched()
 
-    def _add_stream_locked(self, device: int, priority: int) -> Stream:
+    def _add_stream_locked(self, device: int, priority: int, name: str | None = None) -> Stream:
         free = self._handles.get(device)
-        stream = Stream(self, self._engine, device, priority, free.pop() if free else None)
+        stream = Stream(self, self._engine, device, priority, name, free.pop() if free else None)
         self._streams[stream.handle] = stream
         return stream
 
@@ -408,6 +435,19 @@ def on_switch(fn: F) -> F:
     """Call *fn* whenever the active machine has changed, in that thread. Returns *fn*."""
     _listeners.append(fn)
     return fn
+
+
+@atexit.register
+def _say_unread() -> None:
+    # Not when a machine is left, for a program may look at `races` after that; and not when it is
+    # collected, for a warning runs code of others, and a finalizer may strike while a lock is held.
+    if _unread:
+        warnings.warn(
+            f"{len(_unread)} machine(s) with races='collect' found races, and nobody has looked at "
+            f"Machine.races. The first: {next(iter(_unread.values()))}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _switched() -> None:

@@ -38,8 +38,8 @@ class Block:
     """Bytes of one device, or pinned bytes of the host.
 
     `home` is the handle of the stream whose arena the block goes back to; 0 if none takes it.
-    `known` is what is over for whoever gets it next: what the thread knew that freed it, and what
-    the allocator has waited for.
+    `known` is what is over for whoever gets it next: what the threads knew that have freed it, and
+    what the allocator has waited for.
 
     Invariant  `filled` is the number of the latest owner whose work has reached the bytes.
     Lock       the machine's guards all fields.
@@ -205,7 +205,7 @@ class Allocator:
         while freed:
             block, nbytes, last, known, over = freed.popleft()
             self.live_bytes -= nbytes
-            block.known = known
+            block.known = joined(block.known, known)
             if over:
                 block.shadow.forget(over)
             if last:

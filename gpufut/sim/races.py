@@ -60,11 +60,7 @@ class Site:
     @property
     def source(self) -> str:
         """Where in the user's code, as "file:line"."""
-        line = self._code.co_firstlineno
-        for start, end, number in self._code.co_lines():
-            if start <= self._lasti < end and number is not None:
-                line = number
-        return f"{self._code.co_filename}:{line}"
+        return source_line(self._code, self._lasti)
 
     def is_over_for_its_thread(self) -> bool:
         """Whether the thread that made the access has seen the end of it."""
@@ -79,6 +75,15 @@ class Site:
             if place.destroyed:
                 where += " (destroyed)"
         return f"{where}, thread {self.thread}, at {self.source}"
+
+
+def source_line(code: CodeType, lasti: int) -> str:
+    """What a frame that runs *code* has come to at *lasti*, as "file:line"."""
+    line = code.co_firstlineno
+    for start, end, number in code.co_lines():
+        if start <= lasti < end and number is not None:
+            line = number
+    return f"{code.co_filename}:{line}"
 
 
 class Access:
@@ -289,14 +294,14 @@ class Detector:
             text = f"nothing orders thread {second.thread} after that of thread {first.thread}"
             return text + _by_threads(second.thread)
         for other in () if mine.place is None else mine.place.lanes.values():
-            if other is not mine and knows(other.clock, lane.key, seq):
+            if knows(other.clock, lane.key, seq):
                 return (
                     f"the stream waits for '{first.op}' by a call of thread {other.host.name}, and "
                     f"nothing orders that of thread {second.thread} after it"
                     + _by_threads(second.thread)
                 )
         for host in self._hosts(ended=True):
-            if host is not mine.host and knows(host.clock, lane.key, seq):
+            if knows(host.clock, lane.key, seq):
                 return (
                     f"thread {host.name} has seen the end of '{first.op}', and nothing orders "
                     f"thread {second.thread} after that" + _by_threads(second.thread)
@@ -340,13 +345,21 @@ def _by_threads(thread: str) -> str:
 def _missing_edge(first: Access, second: Access, at: Place, to: Place | None) -> str:
     event = f"an event recorded on stream {at.label} after '{first.op}'"
     if to is None:
-        text = f"let the host synchronize with {event}, or query it until it is done"
+        text = (
+            f"let the host synchronize with {event}, or query it until it is done; or synchronize "
+            "a gpufut.Future that was completed after it"
+        )
     else:
         text = f"make stream {to.label} wait for {event}"
         if first.owner != second.owner:
             text = (
                 f"hold .memory of the first until {event} is done (record_stream does it, where "
-                f"there is one), or {text}"
+                f"there is one, and a gpufut.Future does), or {text}"
+            )
+        else:
+            text = (
+                f"hand the array on in a gpufut.Future and wait for it on stream {to.label}, or\n"
+                f"  {text}"
             )
     if at.destroyed:
         text += f"; record it before stream {at.label} is destroyed: its handle goes to another one"

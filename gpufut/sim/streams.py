@@ -11,28 +11,44 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self, TypeAlias
 
 import numpy as np
 
-from gpufut.sim.arrays import Array, PinnedArray
-from gpufut.sim.clocks import START, Clock, HostClock, Lane, advanced, knows, met, stream_key
+from gpufut.sim.arrays import Array, PinnedArray, check_operands
+from gpufut.sim.clocks import (
+    START,
+    Clock,
+    HostClock,
+    Lane,
+    advanced,
+    joined,
+    knows,
+    met,
+    stream_key,
+)
 from gpufut.sim.errors import CaptureError, InvalidHandleError
 from gpufut.sim.layout import NumpyArray
 from gpufut.sim.memory import View
-from gpufut.sim.timeline import copy_seconds
+from gpufut.sim.timeline import check_seconds, copy_seconds
 
 if TYPE_CHECKING:
     from gpufut.sim.capture import Capture, CaptureMode, Graph
     from gpufut.sim.engine import Engine
     from gpufut.sim.machine import Machine
+    from gpufut.sim.races import Site
 
 OpKind: TypeAlias = Literal["kernel", "copy", "wait", "gate"]
 Kernel: TypeAlias = Callable[..., object]
 Operand: TypeAlias = "Array | PinnedArray"
+Origin: TypeAlias = "Site | tuple[CodeType, int] | None"
+"""Where in the user's code something was enqueued: the access, or a place in the code."""
 
 _handles = itertools.count(16)  # below 16 lie 0, 1 and 2, which mean default streams to CUDA
+
+_OPERANDS: Final = (Array, PinnedArray)
+_NOTHING: Final[tuple[()]] = ()
 
 NO_LANE: Final = HostClock("nobody", START).lane
 """Stands where no thread has enqueued anything, or none may."""
@@ -51,7 +67,7 @@ class Op:
 
     __slots__ = (
         "clock", "dep", "done", "duration", "end", "fn", "gate", "kind", "lands", "lane",
-        "launched", "name", "number", "reads", "seq", "stream", "thread", "writes",
+        "launched", "name", "number", "origin", "reads", "seq", "stream", "thread", "writes",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +92,7 @@ class Op:
         self.thread = thread
         self.duration = 0.0
         self.fn: Kernel | None = None
+        self.origin: Origin = None
         self.reads: Sequence[View] = ()
         self.writes: Sequence[View] = ()
         self.dep: Op | None = None
@@ -92,7 +109,8 @@ class Op:
         """
         clock = advanced(self.clock, self.lane.key, self.seq)
         for lane in self.stream.lanes.values():
-            clock = advanced(clock, lane.key, self.seq)
+            if lane is not self.lane:
+                clock = advanced(joined(clock, lane.known_at(self.seq)), lane.key, self.seq)
         return clock
 
     def finish(self, end: float) -> None:
@@ -100,13 +118,13 @@ class Op:
         # Let go of everything: an event may keep this operation for ever, and a wait that kept its
         # dependency would chain the whole history.
         self.end = end
-        self.fn = self.dep = self.gate = self.lands = None
+        self.fn = self.origin = self.dep = self.gate = self.lands = None
         self.reads = self.writes = ()
         self.done = True
 
     def __repr__(self) -> str:
         state = "done" if self.done else "pending"
-        return f"<Op {self.number} {self.kind} '{self.name}' on {self.stream.handle}, {state}>"
+        return f"<Op {self.number} {self.kind} '{self.name}' on {self.stream.label}, {state}>"
 
 
 class Mark:
@@ -146,7 +164,8 @@ class Stream:
 
     `handle` is the number by which others know it, as long as it lives. After `destroy` another
     stream may have that number; a method that enqueues, asks or waits then raises
-    InvalidHandleError.
+    InvalidHandleError. `label` is what messages call it: its handle, which one it is of those that
+    had it, and its `name`.
 
     While it captures (see `begin_capture`), what is enqueued does not run but becomes part of a
     graph. Then every method that enqueues raises CaptureError (901) once the capture is
@@ -161,6 +180,7 @@ class Stream:
         engine: Engine,
         device: int,
         priority: int,
+        name: str | None = None,
         reused: tuple[int, int] | None = None,
     ) -> None:
         self.machine = machine
@@ -168,6 +188,12 @@ class Stream:
         self.priority = priority
         # A handle that others had before is told apart in messages, and nowhere else.
         self.handle, self.generation = reused or (next(_handles), 1)
+        self.name = name
+        self.label = str(self.handle)
+        if self.generation > 1:
+            self.label += f"#{self.generation}"
+        if name is not None:
+            self.label += f" '{name}'"
         self.key = stream_key()  # never that of another stream, which a handle may be
         # Guarded by the machine's lock; `last_op` and `capture` may be read without it.
         self.queue: deque[Op] = deque()
@@ -189,8 +215,8 @@ class Stream:
         self,
         fn: Kernel,
         *,
-        reads: Sequence[Operand] = (),
-        writes: Sequence[Operand] = (),
+        reads: Sequence[Operand] = _NOTHING,
+        writes: Sequence[Operand] = _NOTHING,
         duration: float = 10e-6,
         name: str | None = None,
     ) -> None:
@@ -198,23 +224,34 @@ class Stream:
 
         When it runs, `fn` gets NumPy views: read-only ones of *reads*, then writable ones of
         *writes*. An array in both lists comes in both places. `fn` must not call the machine. If it
-        raises, the device has failed: see `DeviceError`.
+        raises, or returns an array that is none of *writes*, the device has failed: see
+        `DeviceError`.
 
         Args:     duration: simulated seconds. name: for messages and the timeline.
         Raises:   RaceError: an access that nothing orders after an earlier one.
-                  ValueError: an array of another device or machine.
-                  TypeError: *fn* cannot be called.
+                  ValueError: an array of another device or machine, a negative duration.
+                  TypeError: *fn* cannot be called, or *reads* or *writes* are no arrays in a list.
         Streams:  runs on this one, after all that was enqueued here before.
         """
         if not callable(fn):
             raise TypeError(f"a kernel is a function of NumPy arrays, got {fn!r}")
+        try:
+            sane = duration >= 0.0
+            read = _NOTHING if reads is _NOTHING else [self._view(array) for array in reads]
+            written = _NOTHING if writes is _NOTHING else [self._view(array) for array in writes]
+        except TypeError:
+            check_seconds("duration", duration)
+            check_operands(reads, writes)
+            raise
+        if not sane:
+            check_seconds("duration", duration)
         self.engine.submit(
             self,
             "kernel",
             name or str(getattr(fn, "__name__", "kernel")),
             fn,
-            reads=[self._view(array) for array in reads],
-            writes=[self._view(array) for array in writes],
+            reads=read,
+            writes=written,
             duration=duration,
         )
 
@@ -296,7 +333,9 @@ class Stream:
         """Record *event* here, or a new one; returns it. See `Event.record`."""
         if event is None:
             event = self.machine.event(self.device)
-        event.record(self)
+        elif not isinstance(event, Event):
+            _refuse_event(event, "stream.record(machine.event())")
+        self.engine.record(event, self)
         return event
 
     def wait(self, event: Event) -> None:
@@ -312,8 +351,14 @@ class Stream:
                   it was recorded in another capture than this stream's, and both are invalidated;
                   (905) this stream captures and the event was recorded outside, or it was recorded
                   in a capture that has ended or is invalidated.
+                  TypeError: no event.
         """
-        self.engine.wait(self, event)
+        try:
+            self.engine.wait(self, event)
+        except AttributeError:  # asked only now: a check before would cost every wait
+            if not isinstance(event, Event):
+                _refuse_event(event, "stream.wait(other.record())")
+            raise
 
     def hold(self, gate: Gate) -> None:
         """Stop here until *gate* is open. Never blocks the host."""
@@ -340,7 +385,7 @@ class Stream:
         if (capture := self.capture) is not None:
             self._refuse_asking(capture)
         self.check_alive()
-        return self.engine.synchronize(self, self.last_op, None, f"stream {self.handle}", timeout)
+        return self.engine.synchronize(self, self.last_op, None, f"stream {self.label}", timeout)
 
     def begin_capture(self, *, mode: CaptureMode = "global") -> None:
         """From now on, put what is enqueued here into a graph instead of running it.
@@ -384,11 +429,6 @@ class Stream:
             capture.refuse(900, f"{self!r} captures: end the capture before destroying it")
         self.machine.destroy_stream(self)
 
-    @property
-    def label(self) -> str:
-        """What messages call it: its handle, and which one it is of those that had it."""
-        return f"{self.handle}#{self.generation}" if self.generation > 1 else str(self.handle)
-
     def check_alive(self) -> None:
         """Raises InvalidHandleError if the stream is destroyed."""
         if self.destroyed:
@@ -408,15 +448,18 @@ class Stream:
         capture.refuse(900, f"{self!r} captures: nothing runs there that could be waited for")
 
     def _view(self, array: Operand, *, any_device: bool = False) -> View:
-        if not isinstance(array, (Array, PinnedArray)):
-            raise TypeError(f"a kernel takes device and pinned arrays, got {array!r}")
+        if not isinstance(array, _OPERANDS):
+            raise TypeError(
+                f"a kernel takes device and pinned arrays, got {array!r}; make one of it first, "
+                "by Library.array or Machine.pinned"
+            )
         if array.machine is not self.machine:
-            raise ValueError(f"{array!r} is of another machine than stream {self.handle}")
+            raise ValueError(f"{array!r} is of another machine than stream {self.label}")
         view = array.work_view
         device = view.lease.device
-        if not any_device and device is not None and device != self.device:
+        if device != self.device and device is not None and not any_device:
             raise ValueError(
-                f"{array!r} is on device {device}, stream {self.handle} on device {self.device}; "
+                f"{array!r} is on device {device}, stream {self.label} on device {self.device}; "
                 "copy it over first"
             )
         return view
@@ -455,11 +498,19 @@ class Event:
 
         Raises:   InvalidHandleError: destroyed, or a stream of another device or machine.
         """
-        self.engine.record(self, stream)
+        try:
+            self.engine.record(self, stream)
+        except AttributeError:
+            _check_stream(stream)
+            raise
 
     def wait(self, stream: Stream) -> None:
         """Make *stream* wait: see `Stream.wait`."""
-        self.engine.wait(stream, self)
+        try:
+            self.engine.wait(stream, self)
+        except AttributeError:
+            _check_stream(stream)
+            raise
 
     def query(self) -> bool:
         """Whether what the most recent record captured is done. Never blocks; False makes one step.
@@ -571,3 +622,12 @@ class Gate:
         trace: TracebackType | None,
     ) -> None:
         self.open()
+
+
+def _refuse_event(given: object, example: str) -> NoReturn:
+    raise TypeError(f"an event is expected, got {given!r}: say {example}")
+
+
+def _check_stream(stream: object) -> None:
+    if not isinstance(stream, Stream):
+        raise TypeError(f"a stream is expected, got {stream!r}")

@@ -37,11 +37,22 @@ def copy_seconds(nbytes: int, dst_device: int | None, src_device: int | None) ->
     return COPY_LATENCY_SECONDS + nbytes / bandwidth
 
 
+def check_seconds(what: str, seconds: float) -> None:
+    """Raises ValueError or TypeError if *seconds* is no time that *what* can take."""
+    try:
+        if seconds >= 0:
+            return
+    except TypeError:
+        raise TypeError(f"{what} is a number of seconds, got {seconds!r}") from None
+    raise ValueError(f"{what} is a number of seconds, 0 or more; got {seconds!r}")  # or it is NaN
+
+
 class OpRecord(NamedTuple):
     """One bar of the timeline. Times in simulated seconds.
 
     `device` and `stream` (a handle) are None for what a host thread did: "host" (`host_work`) and
-    "sync" (a blocking wait). `launched` is when the host enqueued it.
+    "sync" (a blocking wait). `launched` is when the host enqueued it. `stream_name` is what
+    `Machine.stream` was told, or None.
     """
 
     kind: RecordKind
@@ -52,6 +63,7 @@ class OpRecord(NamedTuple):
     launched: float
     start: float
     end: float
+    stream_name: str | None = None
 
 
 class Stats(NamedTuple):

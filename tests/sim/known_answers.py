@@ -264,6 +264,27 @@ def a_wait_for_an_event_recorded_before(b):
 
 
 @racy("write", "read")
+def a_wait_for_an_event_not_yet_recorded_on_another_stream(b):
+    """That would not have helped either: the event has nothing to do with the write."""
+    event = b.m.event()
+    b.s2.wait(event)
+    event.record(b.s1)
+    b.write(b.s3)
+    b.read(b.s2)
+
+
+@racy("write", "read")
+def a_wait_for_an_event_not_yet_recorded_that_is_recorded_twice(b):
+    """Nor would it here: the first record is too early itself."""
+    event = b.m.event()
+    b.s2.wait(event)
+    event.record(b.s1)
+    b.write(b.s1)
+    event.record(b.s1)
+    b.read(b.s2)
+
+
+@racy("write", "read")
 def a_wait_before_the_event_was_recorded_again(b):
     """A wait means the record that is there when it is called."""
     event = b.s1.record()
@@ -467,6 +488,16 @@ def a_synchronisation_that_gave_up_orders_nothing(b):
         b.s1.hold(gate)
         b.write(b.s1)
         assert not b.s1.synchronize(timeout=0)
+        b.read(b.s2)
+
+
+@racy("write", "read")
+def a_synchronisation_that_gave_up_after_a_while_orders_nothing(b):
+    """The same, of one that did not only look."""
+    with b.m.gate() as gate:
+        b.s1.hold(gate)
+        b.write(b.s1)
+        assert not b.s1.synchronize(timeout=0.001)
         b.read(b.s2)
 
 
@@ -808,6 +839,33 @@ def record_stream_of_the_wrong_stream(b):
         b.m.tracking.zeros(4)
 
 
+@safe
+def record_stream_of_a_stream_that_waits_for_the_other_reader(b):
+    """The allocator waits for one stream, and that one has waited for the other."""
+    with b.m.tracking.stream(b.s1):
+        y = b.m.tracking.empty(4)
+        b.read(b.s3, y)
+        b.s2.wait(b.s3.record())
+        b.read(b.s2, y)
+        y.record_stream(b.s2)
+        del y
+        b.m.run()
+        b.m.tracking.zeros(4)
+
+
+@safe
+def record_stream_of_two_streams(b):
+    """The allocator waits for both."""
+    with b.m.tracking.stream(b.s1):
+        y = b.m.tracking.empty(4)
+        for stream in (b.s2, b.s3):
+            b.read(stream, y)
+            y.record_stream(stream)
+        del y
+        b.m.run()
+        b.m.tracking.zeros(4)
+
+
 @racy("late", "zeros")
 def what_an_allocation_has_waited_for_is_not_what_comes_later(b):
     """The allocator has waited for what the stream held at the free, and for no more."""
@@ -894,6 +952,22 @@ def memory_in_the_arena_of_a_handle_after_a_wait(b):
     del y
     with b.m.plain.stream(b.m.stream()):
         b.m.plain.zeros(64)
+
+
+@safe
+def memory_recorded_on_a_stream_with_the_handle_of_its_own(b):
+    """It is not the stream of the allocation, so the allocator waits for it."""
+    side = b.m.stream()
+    with b.m.tracking.stream(side):
+        y = b.m.tracking.empty(64)
+    side.destroy()
+    side = b.m.stream()
+    b.read(side, y)
+    y.record_stream(side)
+    side.destroy()
+    with b.m.tracking.stream(b.m.stream()):
+        del y
+        b.m.tracking.zeros(64)
 
 
 @safe
@@ -1000,6 +1074,44 @@ def two_launches_of_a_graph_on_two_streams(b):
         b.write(b.s1, name="captured")
     graph.launch(b.s2)
     graph.launch(b.s3)
+
+
+@safe
+def two_launches_of_a_graph_on_two_streams_of_which_the_first_waits(b):
+    """The second launch comes after all that comes before the first."""
+    y = b.m.plain.empty(4)
+    with b.m.capture(b.s1) as graph:
+        b.write(b.s1, y)
+    b.write(b.s1)
+    b.s2.wait(b.s1.record())
+    graph.launch(b.s2)
+    graph.launch(b.s3)
+    b.read(b.s3)
+
+
+@racy("late", "read")
+def a_branch_of_a_graph_that_waits_for_too_early_an_event(b):
+    """The other branch goes on after its record."""
+    with b.m.capture(b.s1):
+        b.write(b.s1)
+        event = b.s1.record()
+        b.write(b.s1, name="late")
+        b.s2.wait(event)
+        b.read(b.s2)
+        b.s1.wait(b.s2.record())
+
+
+@racy("write", "read")
+def what_is_ordered_in_a_graph_is_not_ordered_outside(b):
+    """What waits for another stream in a capture does not wait for it afterwards."""
+    with b.m.capture(b.s1):
+        for _ in range(3):
+            b.write(b.s1, name="captured")
+        b.s2.wait(b.s1.record())
+        b.read(b.s2, name="captured")
+        b.s1.wait(b.s2.record())
+    b.write(b.s1)
+    b.read(b.s2)
 
 
 # -- threads: who has seen the end -----------------------------------------------------------------
@@ -1112,6 +1224,18 @@ def told_by_collect_all(b, alice, bob):
     alice(lambda: (b.write(b.s1), b.s1.synchronize(), futures[0].set_result(None)))
     futures[1].set_result(None)
     bob(both.wait)
+    bob(lambda: b.read(b.s2))
+
+
+@safe
+def told_by_collect_all_of_many(b, alice, bob):
+    """However many futures there are, all tell."""
+    futures: list[Future[None]] = [Future() for _ in range(40)]
+    together = gpufut.collect_all(futures)
+    alice(lambda: (b.write(b.s1), b.s1.synchronize(), futures[0].set_result(None)))
+    for future in futures[1:]:
+        future.set_result(None)
+    bob(together.wait)
     bob(lambda: b.read(b.s2))
 
 
@@ -1399,6 +1523,78 @@ def not_told_by_a_thread_that_was_not_joined(b, alice):
     alice(start)
 
 
+@racy("host", "host")
+def not_told_by_the_end_of_a_thread_that_somebody_else_joined(b, alice):
+    """Carol is started by Alice, who knows only of what the ended thread did first."""
+    told: queue.Queue[None] = queue.Queue()
+    first = threading.Thread(target=lambda: (told.put(None), b.p.set(1)))
+    first.start()
+    first.join()
+
+    def start() -> None:
+        told.get()
+        carol = Actor("Carol")
+        try:
+            carol(b.p.get)
+        finally:
+            carol.leave()
+
+    alice(start)
+
+
+@safe
+def told_by_the_start_of_a_thread_after_the_end_of_another(b):
+    """The second thread knows what its starter does, not only what the first one did."""
+    first = threading.Thread(target=b.m.host_time)
+    first.start()
+    first.join()
+    b.write(b.s1)
+    b.s1.synchronize()
+    second = threading.Thread(target=b.read, args=(b.s2,))
+    second.start()
+    second.join()
+
+
+@safe
+def told_by_the_end_of_a_thread_that_did_nothing(b, alice):
+    """It knew what its starter had waited for, and passes it on."""
+    b.write(b.s1)
+    b.s1.synchronize()
+    thread = threading.Thread(target=int)
+    thread.start()
+    alice(lambda: (thread.join(), b.read(b.s2)))
+
+
+@racy("write", "read")
+def not_told_by_the_end_of_a_thread_before(b, alice):
+    """Carol begins where the ended thread has left off, and Alice hears of its end only."""
+    first = threading.Thread(target=b.m.host_time)
+    first.start()
+    first.join()
+    carol = Actor("Carol")
+    try:
+        carol(lambda: (b.write(b.s1), b.s1.synchronize()))
+        alice(lambda: (first.join(), b.read(b.s2)))
+    finally:
+        carol.leave()
+
+
+@racy("host", "host")
+def two_threads_that_begin_where_another_has_ended(b, alice):
+    """One of the two goes on in its place, the other one is for itself."""
+    first = threading.Thread(target=b.m.host_time)
+    first.start()
+    first.join()
+    alice(first.join)
+    actors = [Actor("Carol"), Actor("Dave")]
+    try:
+        actors[0](lambda: b.p.set(1))
+        actors[1](b.p.get)
+    finally:
+        for actor in actors:
+            actor.leave()
+
+
 @safe
 def told_by_what_an_executor_is_given_and_gives_back(b, alice, bob):
     """A task comes after its submission; who has its result comes after the task."""
@@ -1490,6 +1686,26 @@ def a_record_that_comes_before_the_wait(b, alice, bob):
 
 
 @racy("write", "read")
+def a_record_that_may_come_after_the_wait_of_a_stream_that_two_threads_use(b, alice, bob):
+    """Bob's stream waits, perhaps for nothing, and the main thread launches there."""
+    event = b.m.event()
+    alice(lambda: (b.write(b.s1), event.record(b.s1)))
+    bob(lambda: b.s2.wait(event))
+    b.read(b.s2)
+
+
+@racy("write", "read")
+def a_record_that_may_come_after_the_wait_of_a_stream_that_is_waited_for(b, alice, bob):
+    """Bob's stream waits, perhaps for nothing, and another one waits for his."""
+    event = b.m.event()
+    events: queue.Queue[sim.Event] = queue.Queue()
+    alice(lambda: (b.write(b.s1), event.record(b.s1)))
+    bob(lambda: (b.s2.wait(event), events.put(b.s2.record())))
+    b.s3.wait(events.get())
+    b.read(b.s3)
+
+
+@racy("write", "read")
 def a_record_that_may_come_after_the_query(b, alice, bob):
     """An event that was never recorded is done, so that a query may say so too early."""
     event = b.m.event()
@@ -1541,6 +1757,32 @@ def a_launch_that_comes_before_the_record(b, alice, bob):
     bob(lambda: (launched.wait(), b.s2.wait(b.s1.record()), b.read(b.s2)))
 
 
+@racy("write", "read")
+def a_launch_on_a_new_stream_that_may_come_after_the_record(b, alice, bob):
+    """What Alice said before she made the stream says nothing of it."""
+    told: queue.Queue[None] = queue.Queue()
+    streams: list[sim.Stream] = []
+    alice(lambda: (told.put(None), streams.append(b.m.stream()), b.write(streams[0])))
+    bob(lambda: (told.get(), b.s2.wait(streams[0].record()), b.read(b.s2)))
+
+
+@racy("write", "read")
+def a_record_that_nobody_waits_for(b, alice):
+    """Alice's own stream has her own event, and no other stream waits for it."""
+    alice(lambda: (b.write(b.s1), b.s1.record(), b.read(b.s2)))
+
+
+@racy("write", "read")
+def a_wait_for_an_event_not_yet_recorded_by_a_stream_that_is_waited_for(b, alice):
+    """Alice's stream waits for nothing; the main thread's waits for hers."""
+    y, event = b.m.plain.empty(4), b.m.event()
+    events: queue.Queue[sim.Event] = queue.Queue()
+    alice(lambda: (b.write(b.s2, y), b.s2.wait(event), events.put(b.s2.record())))
+    alice(lambda: (b.write(b.s1), event.record(b.s1)))
+    b.s3.wait(events.get())
+    b.read(b.s3)
+
+
 @racy("download", "host")
 def a_launch_that_may_come_after_the_synchronisation(b, alice, bob):
     """Bob waits for the stream; in another run Alice has not launched by then."""
@@ -1586,6 +1828,39 @@ def two_threads_that_share_a_stream_and_one_of_them_records(b, alice, bob):
     bob(lambda: (b.s2.wait(b.s1.record()), b.read(b.s2)))
 
 
+@racy("first", "read")
+def two_threads_that_write_on_one_stream_and_one_of_them_records(b, alice, bob):
+    """Bob's write hides Alice's by luck only: in another run it is the first."""
+    alice(lambda: b.write(b.s1, name="first"))
+    bob(lambda: b.write(b.s1, name="second"))
+    bob(lambda: (b.s2.wait(b.s1.record()), b.read(b.s2)))
+
+
+@racy("first", "write")
+def two_threads_that_read_on_one_stream_and_one_of_them_records(b, alice, bob):
+    """Nor does Bob's read hide Alice's."""
+    alice(lambda: b.read(b.s1, name="first"))
+    bob(lambda: b.read(b.s1, name="second"))
+    bob(lambda: (b.s2.wait(b.s1.record()), b.write(b.s2)))
+
+
+@racy("read", "write")
+def many_accesses_that_one_thread_alone_knows_to_be_over(b, alice, bob):
+    """However many they are, for Bob they are not over."""
+    y = b.m.plain.empty(40)
+    alice(lambda: ([b.read(b.s1, y[n]) for n in range(20)], b.s1.synchronize()))
+    alice(lambda: [b.read(b.s1, y[n]) for n in range(20, 40)])
+    bob(lambda: b.write(b.s2, y[:20]))
+
+
+@racy("second", "read")
+def two_threads_that_take_turns_on_one_stream(b, alice, bob):
+    """Bob's write hides Alice's, after which it surely comes."""
+    written = threading.Event()
+    alice(lambda: (b.write(b.s1, name="first"), written.set()))
+    bob(lambda: (written.wait(), b.write(b.s1, name="second"), b.read(b.s2)))
+
+
 @safe
 def two_threads_that_share_a_stream_and_each_is_waited_for(b, alice, bob):
     """Both events are waited for."""
@@ -1598,7 +1873,7 @@ def two_threads_that_share_a_stream_and_each_is_waited_for(b, alice, bob):
 
 
 def _steps(b: Bench, alice: Actor, bob: Actor, streams: list[sim.Stream], one_event: bool) -> None:
-    """Each step's output is downloaded; Bob waits for the first step when the second is under way.
+    """Each step's output is downloaded; Bob waits for the first step when all are under way.
 
     The outputs are handed over by a queue as they are launched.
     """
@@ -1615,7 +1890,8 @@ def _steps(b: Bench, alice: Actor, bob: Actor, streams: list[sim.Stream], one_ev
 
     alice(lambda: launch(0))
     event, out = bob(outputs.get)
-    alice(lambda: launch(1))
+    for step in range(1, len(streams)):
+        alice(lambda: launch(step))  # noqa: B023  # at once
     bob(lambda: (event.synchronize(), out.get()))
 
 
@@ -1635,6 +1911,52 @@ def an_event_for_each_step_on_two_streams(b, alice, bob):
 def one_event_for_all_steps_on_one_stream(b, alice, bob):
     """vllm#39115 as it was: on one stream the later record costs time, and is no race."""
     _steps(b, alice, bob, [b.s1, b.s1], one_event=True)
+
+
+@safe
+def one_event_for_a_few_steps_on_one_stream(b, alice, bob):
+    """The same when Bob is some steps behind."""
+    _steps(b, alice, bob, [b.s1] * 4, one_event=True)
+
+
+@safe
+def one_event_for_many_steps_on_one_stream(b, alice, bob):
+    """The same when he is far behind."""
+    _steps(b, alice, bob, [b.s1] * 20, one_event=True)
+
+
+def _recorded_again(b: Bench, alice: Actor, bob: Actor, streams: list[sim.Stream]) -> None:
+    """Bob's stream waits for Alice's event, which she has recorded again on each of *streams*."""
+    events: queue.Queue[sim.Event] = queue.Queue()
+
+    def write() -> None:
+        event = b.s1.record()
+        b.write(b.s1)
+        event.record(b.s1)
+        events.put(event)
+
+    alice(write)
+    event = bob(events.get)
+    alice(lambda: [event.record(stream) for stream in streams])
+    bob(lambda: (b.s2.wait(event), b.read(b.s2)))
+
+
+@racy("write", "read")
+def a_wait_for_an_event_that_is_recorded_again_on_another_stream(b, alice, bob):
+    """It may be the next record that the stream waits for."""
+    _recorded_again(b, alice, bob, [b.s3])
+
+
+@racy("write", "read")
+def a_wait_for_an_event_that_is_recorded_again_on_another_stream_and_back(b, alice, bob):
+    """It may be any of those that Bob does not know of."""
+    _recorded_again(b, alice, bob, [b.s3, b.s1])
+
+
+@safe
+def a_wait_for_an_event_that_is_recorded_again_on_the_same_stream(b, alice, bob):
+    """Then the next record stands for the first one's work too."""
+    _recorded_again(b, alice, bob, [b.s1])
 
 
 # -- threads: pinned memory ------------------------------------------------------------------------
@@ -1733,6 +2055,98 @@ def memory_freed_in_another_thread_before_the_reader_has_run(b, alice, bob):
     bob(lambda: _next_owner(b))
 
 
+@racy("last", "zeros")
+def memory_freed_in_another_thread_before_the_last_reader_has_run(b, alice, bob):
+    """Alice has waited for the reader before."""
+    alice(lambda: (b.read(b.s2, b.x[0]), b.s2.synchronize(), b.read(b.s2, name="last")))
+    _drop(b, alice)
+    bob(lambda: _next_owner(b))
+
+
+@safe
+def memory_whose_next_owner_waits_for_the_reader(b, alice, bob):
+    """Bob gets the memory after Alice has let go of it, so he records after she has launched."""
+    alice(lambda: b.read(b.s2))
+    _drop(b, alice)
+
+    def use() -> None:
+        with b.m.plain.stream(b.s1):
+            y = b.m.plain.empty((4, 4))
+        b.s1.wait(b.s2.record())
+        b.write(b.s1, y)
+
+    bob(use)
+
+
+@safe
+def memory_that_has_changed_hands_twice(b, alice, bob):
+    """Alice has waited for its reader; who owned it in between knows nothing of that."""
+    launched = threading.Event()
+    b.read(b.s2)
+    launched.set()
+    alice(lambda: (launched.wait(), b.s2.synchronize()))
+    _drop(b, alice)
+    held: list[Any] = []
+
+    def allocate() -> None:
+        with b.m.plain.stream(b.s1):
+            held.append(b.m.plain.empty((4, 4)))
+
+    bob(allocate)
+    held.clear()
+    _next_owner(b)
+
+
+def _told_of_a_stream_on_which_another_thread_waited(b, alice, bob, *, waits: bool) -> None:
+    """The allocator hears of s2, where Alice perhaps waited for her reader on s3."""
+    held = [b.m.tracking.empty(4)]
+    held[0].record_stream(b.s2)
+
+    def use() -> None:
+        b.read(b.s3, held[0], name="other")
+        if waits:
+            b.s2.wait(b.s3.record())
+        b.read(b.s2, held[0])
+
+    alice(use)
+    bob(lambda: b.read(b.s2))
+    held.clear()
+    b.m.run()
+    b.x = b.m.tracking.zeros(4)
+
+
+@safe
+def memory_recorded_on_a_stream_on_which_another_thread_waited(b, alice, bob):
+    """It is over when the stream is, and so is what the stream had waited for."""
+    _told_of_a_stream_on_which_another_thread_waited(b, alice, bob, waits=True)
+
+
+@racy("other", "zeros")
+def memory_recorded_on_a_stream_on_which_nobody_waited(b, alice, bob):
+    """The reader on the third stream is nobody's to wait for."""
+    _told_of_a_stream_on_which_another_thread_waited(b, alice, bob, waits=False)
+
+
+@safe
+def an_own_event_that_was_another_streams_before(b, alice, bob):
+    """Bob knows the record on s3; it is that, or Alice's on s1, that he waits for."""
+    told: queue.SimpleQueue[sim.Event] = queue.SimpleQueue()
+    alice(lambda: (b.write(b.s3), told.put(b.s3.record())))
+    event = bob(told.get)
+    alice(lambda: (b.s1.wait(event), event.record(b.s1)))
+    bob(lambda: (b.s1.wait(event), b.read(b.s1)))
+
+
+@racy("write", "read")
+def an_own_event_that_was_another_streams_before_without_a_wait(b, alice, bob):
+    """The same, but Alice's record comes after nothing: Bob may find hers."""
+    told: queue.SimpleQueue[sim.Event] = queue.SimpleQueue()
+    alice(lambda: (b.write(b.s3), told.put(b.s3.record())))
+    event = bob(told.get)
+    alice(lambda: event.record(b.s1))
+    bob(lambda: (b.s1.wait(event), b.read(b.s1)))
+
+
 @safe
 def memory_freed_in_another_thread_after_the_reader_has_run(b, alice, bob):
     """Who gets memory from the allocator comes after who gave it back."""
@@ -1760,6 +2174,34 @@ def memory_whose_last_reference_goes_in_another_thread(b, alice, bob):
     _drop(b, alice)
     bob(held.clear)
     bob(lambda: _next_owner(b))
+
+
+@safe
+def memory_whose_next_owner_is_used_by_a_thread_that_was_not_told(b, alice, bob):
+    """The next array came after the last one's end, whoever gets to see it."""
+    alice(lambda: (b.read(b.s2), b.s2.synchronize()))
+    _drop(b, alice)
+
+    def allocate() -> Any:
+        with b.m.plain.stream(b.s1):
+            return b.m.plain.empty((4, 4))
+
+    y = bob(allocate)
+    b.write(b.s3, y)
+
+
+@safe
+def memory_recorded_on_a_stream_that_two_threads_use(b, alice, bob):
+    """The allocator waits for all that the stream holds when the memory is freed."""
+    with b.m.tracking.stream(b.s1):
+        held = [b.m.tracking.empty(4)]
+    held[0].record_stream(b.s2)
+    alice(lambda: b.read(b.s2, held[0]))
+    bob(lambda: b.read(b.s2))
+    held.clear()
+    b.m.run()
+    with b.m.tracking.stream(b.s1):
+        b.m.tracking.zeros(4)
 
 
 @racy("read", "zeros")

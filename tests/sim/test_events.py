@@ -224,3 +224,27 @@ def test_kernels_get_read_only_reads_and_writable_writes(machine):
 
     assert x.get().tolist() == [1, 1]
     assert flags == [False, True]
+
+
+def test_a_stream_is_no_event(machine):
+    stream, other = machine.stream(), machine.stream()
+    before = machine.stats
+
+    for wrong in (stream, other, None, "x"):
+        with pytest.raises(TypeError, match=r"an event is expected.*say stream.wait\(other.record"):
+            stream.wait(wrong)
+    for wrong in (stream, other, "x"):
+        with pytest.raises(TypeError, match=r"an event is expected.*say stream.record\(machine"):
+            stream.record(wrong)
+    assert machine.stats == before
+
+
+def test_an_event_is_no_stream(machine):
+    event = machine.event()
+    before = machine.stats
+
+    for use in (event.record, event.wait):
+        for wrong in (machine.event(), None, "x"):
+            with pytest.raises(TypeError, match="a stream is expected"):
+                use(wrong)
+    assert machine.stats._replace(events_created=1) == before._replace(events_created=1)

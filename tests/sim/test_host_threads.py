@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 import gpufut
-from gpufut import sim
+from gpufut import order, sim
 from tests.sim.known_answers import Actor, Bench
 from tests.worlds import until
 
@@ -144,7 +144,7 @@ def test_a_module_that_is_imported_meanwhile_is_watched_and_left_alone_afterward
 def test_an_event_loop_is_watched_although_asyncio_was_imported_late(machine, run_program):
     program = """
     import sys, threading
-    from gpufut import sim
+    from gpufut import order, sim
     with sim.Machine() as m:
         assert "asyncio" not in sys.modules
         import asyncio
@@ -280,6 +280,9 @@ def test_what_threads_share_is_for_one_machine_alone():
         one.read(one.s2)
         with pytest.raises(sim.RaceError):
             other.read(other.s2)
+        alice(lambda: told.put(None))
+        told.get()
+        other.read(other.s2)
         alice.leave()
 
 
@@ -341,16 +344,17 @@ def test_many_short_threads_leave_little_behind(machine):
 
 
 def test_many_threads_that_nobody_joins_leave_little_behind(machine):
-    x, stream = machine.plain.zeros(4), machine.default_stream()
+    x, p, stream = machine.plain.zeros(4), machine.pinned(4), machine.default_stream()
     over = allocate_lock()
-    for _ in range(300):
+    for _ in range(400):
         over.acquire()
         threading.Thread(
-            target=lambda: (stream.launch(lambda x: None, writes=[x]), over.release())
+            target=lambda: (stream.launch(lambda x: None, writes=[x]), p.get(), over.release())
         ).start()
     over.acquire()
 
     assert len(stream.lanes) < 100
+    assert len(p.work_view.lease.block.shadow.reads) < 300
     stream.synchronize()
     assert x.get().tolist() == [0] * 4
 
@@ -358,10 +362,13 @@ def test_many_threads_that_nobody_joins_leave_little_behind(machine):
 @pytest.mark.parametrize("means", ["event", "synchronize"])
 def test_what_many_ended_threads_enqueued_counts_as_known_to_all(machine, means):
     """So that lanes do not grow in number; a race may go unseen by it, but none is invented."""
-    b, over = Bench(machine), allocate_lock()
+    b, y, over = Bench(machine), machine.plain.empty(4), allocate_lock()
+    b.write(b.s3, y)
     for _ in range(200):
         over.acquire()
-        threading.Thread(target=lambda: (b.write(b.s1), over.release())).start()
+        threading.Thread(
+            target=lambda: (b.s1.wait(b.s3.record()), b.write(b.s1), over.release())
+        ).start()
     over.acquire()
     folded = b.s1.known
     assert folded
@@ -372,6 +379,53 @@ def test_what_many_ended_threads_enqueued_counts_as_known_to_all(machine, means)
     else:
         b.s1.synchronize()
     b.read(b.s2)
+    b.read(b.s2, y)
+
+
+def test_what_a_living_thread_enqueued_stays_its_own(machine, alice):
+    """However many ended threads have used its stream."""
+    b, y, over = Bench(machine), machine.plain.empty(4), allocate_lock()
+    alice(lambda: b.write(b.s1))
+    for _ in range(200):
+        over.acquire()
+        threading.Thread(target=lambda: (b.write(b.s1, y), over.release())).start()
+    over.acquire()
+    b.s2.wait(b.s1.record())
+    with pytest.raises(sim.RaceError):
+        b.read(b.s2)
+
+
+def test_the_threads_that_are_asked_stay_few(machine, monkeypatch):
+    monkeypatch.setattr("gpufut.sim.hosts._MOST", 10)
+    for _ in range(50):
+        thread = threading.Thread(target=machine.host_time)
+        thread.start()
+        thread.join()
+
+    assert len(machine._engine.hosts.clocks(ended=True)) == 10
+
+
+def test_an_event_that_is_recorded_again_and_again_keeps_few_records(machine, alice):
+    alice(machine.host_time)
+    stream, event = machine.stream(), machine.event()
+    for _ in range(50):
+        event.record(stream)
+
+    assert len(event.older) < 20
+
+
+def test_who_records_as_the_last_user_has_waited_on_the_stream_too(machine, alice):
+    """Such a record stands for what others have enqueued, and for the thread's own part."""
+    b, y = Bench(machine), machine.plain.empty(4)
+    b.write(b.s1)
+    b.s2.wait(b.s1.record())
+    alice(lambda: b.write(b.s2, y))
+    order.is_last_user(True)
+    event = b.s2.record()
+    order.is_last_user(False)
+    b.s3.wait(event)
+    b.read(b.s3)
+    b.read(b.s3, y)
 
 
 def test_a_thread_that_goes_on_where_another_ended_does_not_tell_of_it_twice(machine, alice):

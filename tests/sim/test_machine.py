@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import operator
 import subprocess
 import sys
 import threading
@@ -272,3 +273,278 @@ def test_a_machine_has_at_least_one_device(devices):
 def test_a_kernel_that_cannot_be_called_is_refused_at_launch(machine):
     with pytest.raises(TypeError, match="a kernel is a function of NumPy arrays, got 3"):
         machine.plain.launch(3, writes=[machine.plain.empty(2)])
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"), [(-1, ValueError), (2, ValueError), ("sim:1", TypeError), (True, TypeError)]
+)
+def test_what_is_no_device_is_refused_wherever_one_is_named(machine, device, kind):
+    for use in (
+        machine.stream,
+        machine.event,
+        machine.default_stream,
+        machine.synchronize,
+        machine.pending,
+        machine.touched,
+        lambda device: machine.plain.empty(1, device=device),
+    ):
+        with pytest.raises(kind, match=r"does not exist|a device is its number here, 0 to 1"):
+            use(device)
+    assert machine.stream(np.int64(1)).device == 1
+
+
+# Names of streams
+
+
+def test_a_race_names_the_streams_as_the_program_does(machine):
+    fill, decode = machine.stream(name="fill"), machine.stream(1, name="decode")
+    x = machine.pinned(2)
+    fill.launch(lambda x: None, writes=[x], name="one")
+    with pytest.raises(sim.RaceError) as caught:
+        decode.launch(lambda x: None, reads=[x], name="two")
+
+    one, two = f"stream {fill.handle} 'fill'", f"stream {decode.handle} 'decode'"
+    assert f"by 'one' on {one} of device 0" in str(caught.value)
+    assert f"by 'two' on {two} of device 1" in str(caught.value)
+    assert f"make {two} wait for an event recorded on {one} after 'one'" in str(caught.value)
+
+
+def test_the_name_of_a_stream_is_in_its_label_and_on_the_timeline(machine):
+    named, other = machine.stream(name="decode"), machine.stream()
+    named.launch(lambda: None)
+    named.synchronize()
+    other.launch(lambda: None)
+    other.synchronize()
+
+    assert named.label == f"{named.handle} 'decode'"
+    assert repr(named) == f"<sim.Stream {named.label} of device 0>"
+    assert f"on {named.label}, done" in repr(named.last_op)
+    assert (other.name, other.label) == (None, str(other.handle))
+    assert [(each.name, each.stream, each.stream_name) for each in machine.timeline] == [
+        ("<lambda>", named.handle, "decode"),
+        (f"wait for stream {named.label}", None, None),
+        ("<lambda>", other.handle, None),
+        (f"wait for stream {other.handle}", None, None),
+    ]
+
+
+def test_a_name_says_which_stream_of_a_handle_it_is(machine):
+    first = machine.stream(name="first")
+    first.destroy()
+
+    assert machine.stream(name="second").label == f"{first.handle}#2 'second'"
+
+
+def test_the_name_of_a_stream_is_a_string(machine):
+    with pytest.raises(TypeError, match="the name of a stream is a string, got 3"):
+        machine.stream(name=3)
+
+
+# What the message of a race says of gpufut
+
+
+def test_a_race_names_the_future_that_would_have_ordered_the_streams(machine):
+    x, reader = machine.pinned(2), machine.stream(name="reader")
+    machine.stream().launch(lambda x: None, writes=[x])
+    with pytest.raises(sim.RaceError) as caught:
+        reader.launch(lambda x: None, reads=[x])
+
+    hint = f"a gpufut.Future and wait for it on stream {reader.label}, or\n  make stream"
+    assert f"\n  hand the array on in {hint} {reader.label} wait for an event" in str(caught.value)
+
+
+def test_a_race_with_the_host_names_the_future_to_synchronize(machine):
+    x = machine.pinned(2)
+    machine.stream().launch(lambda x: None, writes=[x])
+
+    with pytest.raises(sim.RaceError, match=r"or synchronize a .*Future that was completed"):
+        x.get()
+
+
+def test_a_race_about_freed_memory_names_the_future_that_holds_it(machine):
+    x = machine.plain.empty(2)
+    machine.stream().launch(lambda x: None, writes=[x])
+    del x
+
+    with pytest.raises(sim.RaceError, match=r"where there is one, and a gpufut.Future does\), or"):
+        machine.plain.zeros(2)
+
+
+# What a message says of a kernel that fails
+
+
+def failure(machine: sim.Machine) -> sim.DeviceError:
+    with pytest.raises(sim.DeviceError) as caught:
+        machine.synchronize()
+    return caught.value
+
+
+@pytest.mark.parametrize("maker", ["a stream", "a library", "a graph"])
+def test_a_failed_device_names_the_kernel_and_who_launched_it(machine, maker):
+    stream, x = machine.stream(name="decode"), machine.plain.empty(2)
+    if maker == "a stream":
+        stream.launch(lambda x: 1 / 0, writes=[x], name="divide")
+    elif maker == "a library":
+        with machine.plain.stream(stream):
+            machine.plain.launch(lambda x: 1 / 0, writes=[x], name="divide")
+    else:
+        with machine.capture(stream) as graph:
+            stream.launch(lambda x: 1 / 0, writes=[x], name="divide")
+        graph.launch(stream)
+    error = failure(machine)
+
+    first = test_a_failed_device_names_the_kernel_and_who_launched_it.__code__.co_firstlineno
+    line = first + {"a stream": 4, "a library": 7, "a graph": 11}[maker]
+    assert str(error) == (
+        f"device 0 has failed: kernel 'divide' on stream {stream.handle} 'decode', enqueued by "
+        f"thread MainThread at {__file__}:{line}, raised ZeroDivisionError('division by zero')"
+    )
+    assert isinstance(error.__cause__, ZeroDivisionError)
+
+
+def test_a_failed_device_names_the_line_of_a_kernel_without_arrays_too(machine):
+    machine.stream().launch(lambda: 1 / 0)
+    line = test_a_failed_device_names_the_line_of_a_kernel_without_arrays_too.__code__
+
+    assert f"at {__file__}:{line.co_firstlineno + 1}, raised" in str(failure(machine))
+
+
+def test_a_failed_device_names_the_thread_that_launched(lax):
+    stream = lax.stream()
+    thread = threading.Thread(
+        target=stream.launch, args=(lambda: 1 / 0,), kwargs={"name": "divide"}, name="worker"
+    )
+    thread.start()
+    thread.join()
+
+    assert f"kernel 'divide' on stream {stream.handle}, enqueued by thread worker, raised" in str(
+        failure(lax)
+    )
+
+
+def test_work_that_is_done_does_not_keep_the_code_that_launched_it(machine):
+    stream = machine.stream()
+    stream.launch(lambda: None)
+    assert stream.last_op.origin is not None
+    stream.synchronize()
+
+    assert stream.last_op.origin is None
+
+
+# Kernels that give back what they should have written
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        lambda x, y: x * 2,
+        lambda x, y: x,
+        lambda x, y: x.sum(),
+        lambda x, y: (np.add(x, 1, out=y), x + 1),
+    ],
+)
+def test_a_kernel_that_returns_what_it_should_write_fails(machine, kernel):
+    x, y = machine.plain.zeros(2), machine.plain.empty(2)
+    machine.default_stream().launch(kernel, reads=[x], writes=[y], name="twice")
+    error = failure(machine)
+
+    assert "kernel 'twice'" in str(error)
+    assert "a kernel writes into the arrays of its writes=[...]" in str(error)
+    assert isinstance(error.__cause__, TypeError)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        lambda x, y: None,
+        lambda x, y: np.add(x, 1, out=y),
+        lambda x, y: np.add(x[:1], 1, out=y[1:]),
+        lambda x, y: (np.add(x, 1, out=y), y.fill(3)),
+        lambda x, y: operator.iadd(y, x),
+        lambda x, y: True,
+    ],
+)
+@pytest.mark.parametrize("shape", [2, 0, (2, 2)])
+def test_a_kernel_may_return_what_it_has_written(machine, kernel, shape):
+    x, y = machine.plain.zeros(shape), machine.plain.zeros(shape)
+    machine.default_stream().launch(kernel, reads=[x], writes=[y])
+
+    machine.synchronize()
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("what", ["reads", "writes"])
+@pytest.mark.parametrize("make", ["empty", "pinned", "numpy"])
+def test_an_array_where_a_list_of_arrays_belongs_is_refused(machine, what, make):
+    array = {
+        "empty": machine.plain.empty, "pinned": machine.pinned, "numpy": np.zeros
+    }[make](2)  # fmt: skip
+    launches = [machine.default_stream().launch]
+    if make != "numpy":
+        launches.append(machine.plain.launch)
+    for launch in launches:
+        with pytest.raises(TypeError, match=rf"{what} is a list of arrays.*say {what}=\[x\]"):
+            launch(lambda x: None, **{what: array})
+    assert machine.pending() == 0
+
+
+def test_a_numpy_array_is_no_operand(machine):
+    with pytest.raises(TypeError, match=r"make one of it first, by Library.array"):
+        machine.stream().launch(lambda x: None, reads=[np.zeros(2)])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kind"),
+    [(-1, ValueError), (-1e-9, ValueError), (float("nan"), ValueError), ("1", TypeError)],
+)
+def test_times_are_numbers_and_not_negative(machine, seconds, kind):
+    stream = machine.stream()
+    event = stream.record()
+    for use in (
+        lambda: stream.launch(lambda: None, duration=seconds),
+        lambda: stream.synchronize(seconds),
+        lambda: event.synchronize(timeout=seconds),
+        lambda: machine.host_work(seconds),
+        lambda: sim.Machine(gate_timeout=seconds),
+    ):
+        with pytest.raises(kind, match="is a number of seconds"):
+            use()
+    assert machine.pending() == 0
+
+
+# Races that nobody looks at
+
+
+def said_at_exit(*lines: str, races: str = "collect") -> str:
+    """What a process says that has made a race, and then does *lines*."""
+    program = (
+        "import contextlib",
+        "from gpufut import sim",
+        f"with sim.Machine(races={races!r}) as m, contextlib.suppress(sim.RaceError):",
+        "    x = m.plain.empty(2)",
+        "    for name in 'first', 'second':",
+        "        m.stream().launch(lambda x: None, writes=[x], name=name)",
+        *lines,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=True
+    )
+    return done.stderr
+
+
+def test_races_that_nobody_has_looked_at_are_told_at_exit():
+    said = said_at_exit("del m")
+
+    assert "1 machine(s) with races='collect' found races" in said
+    assert "write of plain#1 (float32[2]) by 'second'" in said
+
+
+@pytest.mark.parametrize("line", ["    m.races", "m.races"])
+def test_races_that_somebody_has_looked_at_are_not_told_again(line):
+    assert said_at_exit(line) == ""
+
+
+def test_races_that_were_raised_are_not_told_again():
+    assert said_at_exit(races="raise") == ""

@@ -278,6 +278,23 @@ def test_work_queued_after_the_free_does_not_delay_reuse(machine):
     assert machine.stats.reuses == 1
 
 
+def test_memory_is_reused_although_what_was_freed_after_it_is_still_used(machine):
+    home, other, gate = machine.stream(), machine.stream(), machine.gate()
+    with machine.tracking.stream(home), gate:
+        first, second = machine.tracking.empty(4), machine.tracking.empty(4)
+        for array in (first, second):
+            array.record_stream(other)
+        other.launch(lambda x: None, reads=[first])
+        lease = first.memory.lease
+        del array, first
+        machine.run()
+        other.hold(gate)
+        del second
+        third = machine.tracking.empty(4)
+
+    assert third.memory.lease.block is lease.block
+
+
 def test_recording_the_allocation_stream_changes_nothing(machine):
     array = machine.tracking.zeros(4)
     array.record_stream(machine.default_stream())

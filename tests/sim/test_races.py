@@ -101,6 +101,12 @@ ADVICE = {
     "a_wait_for_an_event_not_yet_recorded": (
         "stream {s2} was told to wait for event {next} before it was recorded, which does nothing"
     ),
+    "a_wait_for_an_event_not_yet_recorded_on_another_stream": (
+        "make stream {s2} wait for an event recorded on stream {s3} after 'write'"
+    ),
+    "a_wait_for_an_event_not_yet_recorded_that_is_recorded_twice": (
+        "make stream {s2} wait for an event recorded on stream {s1} after 'write'"
+    ),
     "a_new_stream_with_the_handle_of_a_destroyed_one": (
         "make stream {next}#2 wait for an event recorded on stream {next} after 'write'; record it "
         "before stream {next} is destroyed"
@@ -116,12 +122,27 @@ ADVICE = {
         "stream {s2} was told to wait for event {next} perhaps before its record: nothing orders "
         "that call of thread Bob after the record by thread Alice"
     ),
+    "a_record_that_may_come_after_the_wait_of_a_stream_that_two_threads_use": (
+        "stream {s2} was told to wait for event {next} perhaps before its record"
+    ),
+    "a_record_that_may_come_after_the_wait_of_a_stream_that_is_waited_for": (
+        "stream {s2} was told to wait for event {next} perhaps before its record"
+    ),
+    "not_told_by_the_end_of_a_thread_before": (
+        "thread Carol has seen the end of 'write', and nothing orders thread Alice after that"
+    ),
     "a_record_that_may_come_after_the_query": (
         "event {next} was waited for perhaps before its record: nothing orders that call of thread "
         "Bob after the record by thread Alice"
     ),
     "a_launch_that_may_come_after_the_record": (
         "event {next} was recorded on stream {s1} perhaps before 'write' was enqueued there"
+    ),
+    "a_record_that_nobody_waits_for": (
+        "make stream {s2} wait for an event recorded on stream {s1} after 'write'"
+    ),
+    "a_wait_for_an_event_not_yet_recorded_by_a_stream_that_is_waited_for": (
+        "stream {s2} was told to wait for event {next} before it was recorded"
     ),
     "a_launch_that_may_come_after_the_synchronisation": (
         "stream {s1} was waited for perhaps before 'download' was enqueued there: nothing orders "
@@ -147,7 +168,7 @@ ADVICE = {
 def test_the_message_says_which_edge_is_missing(name):
     program = next(each for each in PROGRAMS if each.name == name)
     first = sim.Machine().stream().handle + 1
-    advice = ADVICE[name].format(s1=first, s2=first + 1, next=first + 4)
+    advice = ADVICE[name].format(s1=first, s2=first + 1, s3=first + 2, next=first + 4)
 
     assert advice in str(program.run()[0])
 
@@ -165,15 +186,16 @@ def test_the_message_tells_the_host_to_synchronize(machine):
 
 
 def test_work_that_races_is_not_enqueued(machine):
-    b = Bench(machine)
+    b, y = Bench(machine), machine.plain.empty(4)
     b.write(b.s1)
     pending, launches = machine.pending(), machine.stats.launches
     with pytest.raises(sim.RaceError):
-        b.read(b.s2)
+        b.s2.launch(lambda y, x: None, reads=[y, b.x])
 
     assert (machine.pending(), machine.stats.launches) == (pending, launches)
+    b.write(b.s3, y)  # the failed attempt has left no trace
     b.s2.wait(b.s1.record())
-    b.read(b.s2)  # the failed attempt has left no trace
+    b.read(b.s2)
 
 
 def test_collected_races_do_not_stop_the_program():
@@ -185,6 +207,17 @@ def test_collected_races_do_not_stop_the_program():
 
         assert len(m.races) == 2
         assert all(isinstance(error, sim.RaceError) for error in m.races)
+
+
+def test_a_race_that_was_collected_is_not_found_again_by_who_comes_after_it():
+    with sim.Machine(races="collect") as m:
+        b = Bench(m)
+        b.write(b.s1)
+        b.write(b.s2)
+        b.s3.wait(b.s2.record())
+        b.read(b.s3)
+
+        assert len(m.races) == 1
 
 
 def test_races_can_be_switched_off(lax):
@@ -227,10 +260,29 @@ def test_remembered_accesses_stay_few(machine):
     assert len(shadow.reads) + len(shadow.writes) < 40
 
 
+def test_remembered_accesses_stay_few_although_a_thread_has_ended(machine):
+    """It enqueues no more, so it need not know."""
+    thread = threading.Thread(target=machine.host_time)
+    thread.start()
+    thread.join()
+    b, x, y = Bench(machine), machine.plain.empty(200), machine.plain.empty(200)
+    p = machine.pinned(200)
+    for n in range(200):
+        b.read(b.s1, x[n])
+        b.write(b.s1, y[n])
+        b.s1.synchronize()
+        p[n] = n
+
+    assert len(x.memory.lease.block.shadow.reads) < 40
+    assert len(y.memory.lease.block.shadow.writes) < 40
+    assert len(p.work_view.lease.block.shadow.writes) < 40
+
+
 def test_remembered_accesses_stay_few_although_another_thread_looks_on(machine):
     b, alice = Bench(machine), Actor("Alice")
     alice(machine.host_time)  # from now on she has to do with the machine, and hears of nothing
     x = machine.plain.empty(2000)
+    b.read(b.s3, x[5], name="not waited for")
     for n in range(1000):
         b.read(b.s1, x[n : n + 10 + n % 7])
         if n % 50 == 0:
@@ -238,6 +290,57 @@ def test_remembered_accesses_stay_few_although_another_thread_looks_on(machine):
     alice.leave()
 
     assert len(x.memory.lease.block.shadow.reads) < 300
+    b.s1.synchronize()
+    with pytest.raises(sim.RaceError) as caught:
+        b.write(b.s2, x)
+    assert caught.value.first.op == "not waited for"
+
+
+def test_what_is_remembered_for_messages_stays_little(machine):
+    b = Bench(machine)
+    for _ in range(200):
+        event = machine.event()
+        b.s2.wait(event)
+        event.record(b.s1)
+    detector = machine._engine.detector
+    assert detector is not None
+
+    assert len(detector._doubts) < 100
+
+
+def test_a_host_knows_nothing_of_what_was_enqueued_while_it_waited(machine, monkeypatch):
+    """By a signal handler, say: it had asked before."""
+    b, gate = Bench(machine), machine.gate()
+
+    def interrupt(*_: object) -> None:
+        b.write(b.s1, name="late")
+        gate.open()
+
+    monkeypatch.setattr("gpufut.sim.engine._wait", interrupt)
+    b.s1.hold(gate)
+    b.s1.synchronize()
+    with pytest.raises(sim.RaceError) as caught:
+        b.read(b.s2)
+
+    assert caught.value.first.op == "late"
+
+
+def test_a_host_knows_also_what_it_has_learnt_while_it_waited(machine, monkeypatch):
+    """By a signal handler that waits for something else."""
+    b, y, gate = Bench(machine), machine.plain.empty(4), machine.gate()
+
+    def interrupt(*_: object) -> None:
+        b.s3.synchronize()
+        gate.open()
+
+    monkeypatch.setattr("gpufut.sim.engine._wait", interrupt)
+    b.write(b.s3, y)
+    b.write(b.s1)
+    b.s1.hold(gate)
+    b.s1.synchronize()
+
+    b.read(b.s2)
+    b.read(b.s2, y)
 
 
 def test_the_detector_keeps_no_memory_alive(machine):
