@@ -11,6 +11,8 @@ DEVICE ?=
 ARGS ?=
 # Where `make test-gpu` writes what came of it.
 GPU_JSON ?= bench/results/test-gpu.json
+# And `make bench-gpu` what it measured; its plots go beside.
+BENCH_JSON ?= bench/results/bench-gpu.json
 
 # Exactly these: an open range of torch may bring gigabytes of CUDA libraries to a machine without a
 # GPU. All of them can be imported without one; Numba's kernels then run in its CUDA simulator.
@@ -23,7 +25,7 @@ WITH_FRAMEWORKS := $(VENV)/.frameworks-installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv test test-gpu lint check format demo bench proof mutants scorecard clean
+.PHONY: help venv test test-gpu lint check format demo bench bench-gpu proof mutants scorecard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,8 +54,12 @@ format: $(BASE)  ## mend what ruff can mend by itself
 demo: $(BASE) $(if $(findstring cuda,$(ARGS)),$(WITH_FRAMEWORKS))  ## photographs through four stages; writes gpufut-demo/timeline.html and a contact sheet
 	$(BIN)/python -m gpufut demo $(ARGS)
 
-bench: $(BASE) $(WITH_FRAMEWORKS)  ## measure the host side against torch.futures and others
-	$(BIN)/python -m bench.host --json bench/results/host.json $(ARGS)
+bench: $(BASE) $(WITH_FRAMEWORKS)  ## measure futures and hand-offs beside torch.futures and others; under ten minutes
+	$(BIN)/python -m gpufut bench --json bench/results/bench.json --plots bench/results $(ARGS)
+
+# As test-gpu. What matplotlib is not there to draw, `gpufut bench --show FILE --plots DIR` draws elsewhere.
+bench-gpu:  ## measure hand-offs and the device itself on a GPU; installs nothing, takes under ten minutes
+	PYTHONPATH=. $(PYTHON) -m gpufut bench --on cuda --json $(BENCH_JSON) --plots $(dir $(BENCH_JSON)) $(ARGS)
 
 proof: $(BASE) $(WITH_FRAMEWORKS)  ## test, explore, search and break at length: twenty minutes, `make proof ARGS='--minutes 1'` for less
 	$(BIN)/python -m tests.proof $(ARGS)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import importlib
 import json
@@ -22,7 +23,7 @@ from time import perf_counter_ns
 from typing import Any, cast
 
 ROOT = Path(__file__).parents[1]
-_MODULES = {"gpufut": "gpufut", "torch": "torch.futures"}
+_MODULES = {"gpufut": "gpufut", "torch": "torch.futures", "concurrent": "concurrent.futures"}
 
 _IMPORT = """
 from time import perf_counter_ns
@@ -36,23 +37,23 @@ class Died(Exception):
     """The process was killed by a signal, whose name this carries."""
 
 
-def memory(who: str, low: int, high: int) -> dict[str, float]:
-    """Bytes per pending future of *who*, "gpufut" or "torch".
+def memory(who: str, state: str, low: int, high: int) -> dict[str, float]:
+    """Bytes per future of *who* ("gpufut", "torch", ...), "pending" or "done".
 
     `resident` is how much the process grew from *low* to *high* futures. `traced` is what Python's
     own allocator gave out for one, without what C++ allocates.
     """
-    return cast(dict[str, float], _probe("memory", who, low, high))
+    return cast(dict[str, float], _probe("memory", who, state, low, high))
 
 
-def growth(who: str, shape: str, n: int) -> float:
-    """Nanoseconds per link of a "chain" of *n* thens, or per callback of a "fan" of *n*.
+def growth(who: str, n: int) -> list[float]:
+    """Nanoseconds per link of a chain of *n* thens, three times.
 
     Building, passing down and dropping are all in it.
 
     Raises:   Died: the process was killed.
     """
-    return cast(float, _probe("growth", who, shape, n))
+    return cast(list[float], _probe("growth", who, n))
 
 
 def import_time(module: str) -> float:
@@ -82,21 +83,25 @@ def _resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _measure_memory(make: Callable[[], Any], low: int, high: int) -> dict[str, float]:
+def _measure_memory(make: Callable[[], Any], state: str, low: int, high: int) -> dict[str, float]:
     keep: list[Any] = [0] * high  # its own pages are there before we look
-    for i in range(low):
-        keep[i] = make()
+
+    def fill(start: int, stop: int) -> None:
+        for i in range(start, stop):
+            keep[i] = make()
+            if state == "done":
+                keep[i].set_result(None)
+
+    fill(0, low)
     gc.collect()
     before = _resident_bytes()
-    for i in range(low, high):
-        keep[i] = make()
+    fill(low, high)
     gc.collect()
     resident = (_resident_bytes() - before) / (high - low)
 
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    for i in range(low):
-        keep[i] = make()
+    fill(0, low)
     traced = (tracemalloc.get_traced_memory()[0] - before) / low
     tracemalloc.stop()
     return {"resident": resident, "traced": traced}
@@ -104,10 +109,6 @@ def _measure_memory(make: Callable[[], Any], low: int, high: int) -> dict[str, f
 
 def _read(future: Any) -> Any:
     return future.value()
-
-
-def _ignore(_future: object) -> None:
-    pass
 
 
 def _chain(make: Callable[[], Any], n: int) -> None:
@@ -118,34 +119,31 @@ def _chain(make: Callable[[], Any], n: int) -> None:
     last.wait()
 
 
-def _fan(make: Callable[[], Any], n: int) -> None:
-    future = make()
-    for _ in repeat(None, n):
-        future.add_done_callback(_ignore)
-    future.set_result(1)
-
-
-def _measure_growth(make: Callable[[], Any], shape: str, n: int) -> float:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a death here is a result, not a core file
-    run = {"chain": _chain, "fan": _fan}[shape]
-    run(make, 100)
+def _measure_growth(make: Callable[[], Any], n: int) -> list[float]:
+    _chain(make, 100)
     taken = []
     for _ in range(3):
         gc.collect()
         start = perf_counter_ns()
-        run(make, n)
+        _chain(make, n)
         taken.append((perf_counter_ns() - start) / n)
-    return sorted(taken)[1]
+    return taken
+
+
+def _maker(who: str) -> Callable[[], Any]:
+    if who == "asyncio":
+        return asyncio.new_event_loop().create_future
+    return cast(Callable[[], Any], importlib.import_module(_MODULES[who]).Future)
 
 
 def _main(name: str, who: str, *arguments: str) -> None:
-    make = importlib.import_module(_MODULES[who]).Future
     if name == "memory":
-        low, high = map(int, arguments)
-        print(json.dumps(_measure_memory(make, low, high)))
+        state, low, high = arguments
+        print(json.dumps(_measure_memory(_maker(who), state, int(low), int(high))))
     else:
-        shape, n = arguments
-        print(json.dumps(_measure_growth(make, shape, int(n))))
+        (n,) = arguments
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a death is a result, not a core file
+        print(json.dumps(_measure_growth(_maker(who), int(n))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: ``gpufut demo | doctor``. Each command imports what it needs when called."""
+"""The command line: ``gpufut demo | doctor | bench``. Each imports what it needs when called."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, dest="name", metavar="COMMAND")
     _add_demo(commands)
     _add_doctor(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -178,6 +179,91 @@ def _doctor(options: argparse.Namespace) -> int:
     from gpufut.doctor.command import Options, run_doctor
 
     return run_doctor(Options(check=options.check, timeout=options.timeout, json=options.json))
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="what futures and hand-offs cost, beside what others cost",
+        description=(
+            "Measure gpufut beside torch.futures, asyncio, concurrent.futures and bare driver "
+            "calls, in interleaved rounds: what futures cost the host, what a hand-off costs, and "
+            "what happens on the device. The benchmarks are not in the wheel but in the "
+            "repository: run `python -m gpufut bench` in its root."
+        ),
+        epilog="Exit code: 0 measured, whether or not targets were met; 1 a suite did not come to "
+        "its end; 2 wrong arguments, no such device, no bench/, or a file that holds no run.",
+    )
+    bench.add_argument(
+        "--suite",
+        action="append",
+        choices=("host", "handoff", "device"),
+        default=[],
+        help="only this one; may be given several times (default: all that can run here)",
+    )
+    bench.add_argument(
+        "--on",
+        metavar="PLACE",
+        help="where hand-offs and devices are measured: cuda, another accelerator of torch's by "
+        "its name, sim, or nothing, a driver that does nothing (default: nothing, and torch's "
+        "accelerator if there is one)",
+    )
+    bench.add_argument(
+        "--quick", action="store_true", help="a glance: less of everything, and less certain"
+    )
+    bench.add_argument(
+        "--rounds", type=_count, metavar="N", help="how often the things compared take turns"
+    )
+    bench.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the results here, and their table beside"
+    )
+    bench.add_argument("--plots", type=Path, metavar="DIR", help="draw SVG and PNG here")
+    instead = bench.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("BEFORE", "AFTER"),
+        default=(),
+        help="measure nothing; say what moved between two files of --json",
+    )
+    instead.add_argument(
+        "--show", type=Path, metavar="FILE", help="measure nothing; show a file of --json again"
+    )
+    bench.set_defaults(command=_bench)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    try:
+        from bench.command import Options, run_bench
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing not in {"bench", "bench.command"}:
+            raise
+        print(
+            "gpufut bench: bench/ is in the repository, not in the wheel: run python -m gpufut "
+            "bench in its root",
+            file=sys.stderr,
+        )
+        return BAD_INPUT
+    return run_bench(
+        Options(
+            suites=options.suite,
+            place=options.on,
+            quick=options.quick,
+            rounds=options.rounds,
+            json=options.json,
+            plots=options.plots,
+            compare=options.compare,
+            show=options.show,
+        )
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def _device(text: str) -> str:

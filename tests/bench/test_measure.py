@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-
 import pytest
 
-# The loops compare with torch, so bench.host imports it.
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
-
-from bench import host
+from bench import _measure
 from bench._measure import Loop, Spread, interleave, own_copy, ratios
-from bench._operations import operations
 
 
 def test_a_spread_is_the_median_and_the_quartiles():
@@ -65,32 +58,51 @@ def test_what_is_prepared_is_handed_over_fresh_each_time():
     assert len(set(map(id, seen))) == len(seen) >= 3
 
 
-@pytest.mark.parametrize(("ours", "ok"), [(2.4, True), (2.5, True), (2.6, False)])
-def test_a_row_is_ok_up_to_its_target(ours, ok):
-    measured = {"gpufut": [ours] * 3, "torch": [10.0] * 3}
+class Clock:
+    """Time that passes only when it is told to."""
 
-    assert host.compare("create", "ns", measured, "torch", target=0.25).ok is ok
+    def __init__(self):
+        self.now = 0
 
-
-def test_a_row_without_a_target_is_not_judged():
-    row = host.Row("create", "ns", {"gpufut": Spread(1, 1, 1)})
-
-    assert row.ok is None
+    def __call__(self):
+        return self.now
 
 
-def test_every_operation_has_a_target():
-    event_loop = asyncio.new_event_loop()
-    try:
-        assert operations(event_loop).keys() == host.TARGETS.keys()
-    finally:
-        event_loop.close()
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(_measure, "perf_counter_ns", clock)
+    return clock
 
 
-def test_the_json_holds_every_row_and_the_environment():
-    row = host.compare("create", "ns", {"gpufut": [1.0], "torch": [4.0]}, "torch", target=0.5)
+def test_what_the_first_pass_loads_does_not_make_a_measurement_short(clock):
+    passes: list[int] = []
 
-    written = json.loads(host.to_json([row], host.QUICK, {"python": "3"}))
+    def run(n):
+        clock.now += n * 100 + (0 if passes else 1_000_000)
+        passes.append(n)
 
-    assert written["environment"] == {"python": "3"}
-    assert written["rows"][0]["ok"] is True
-    assert written["rows"][0]["ratio"] == {"median": 0.25, "q1": 0.25, "q3": 0.25}
+    interleave({"only": Loop(run)}, rounds=2, seconds=1e-4)
+
+    assert passes[-2:] == [1000, 1000]
+
+
+def test_a_busy_moment_while_counting_passes_does_not_make_a_measurement_short(clock):
+    passes: list[int] = []
+
+    def run(n):
+        clock.now += n * 100 + (1_000_000 if len(passes) == 1 else 0)
+        passes.append(n)
+
+    interleave({"only": Loop(run)}, rounds=2, seconds=1e-4)
+
+    assert passes[-2:] == [1000, 1000]
+
+
+def test_a_pass_that_holds_many_is_reported_for_one(clock):
+    def run(n):
+        clock.now += n * 5000
+
+    taken = interleave({"only": Loop(run, per_pass=50)}, rounds=1, seconds=0.0)
+
+    assert taken == {"only": [100.0]}
