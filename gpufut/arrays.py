@@ -80,17 +80,35 @@ def find(value: object) -> list[Found]:
     Raises:
         DeviceUnavailableError: An array lies on a device that gpufut cannot serve.
     """
+    try:
+        test = HOST_TESTS.get(type(value))
+    except TypeError:  # a class that cannot be hashed, because its metaclass will not
+        return []
+    if test is None:
+        return _search(value)
+    place = None if test(value) else _locate[type(value)](value)
+    return [] if place is None else [(place[0], place[1], value)]
+
+
+def _search(value: object) -> list[Found]:
+    """`find`, in what is no array itself."""
     found: list[Found] = []
     # id -> object, of what was found or looked into. Holding the objects keeps the ids theirs.
     seen: dict[int, object] = {}
     unread: list[Iterable[Any]] = [(value,)]
+    last: type | None = None
+    # What is to be asked of instances of `last`: the items of a container are mostly of one type.
+    test: Callable[[Any], object] | None = None
     while unread:
         for item in unread.pop():
             kind = type(item)
-            try:
-                test = HOST_TESTS.get(kind)
-            except TypeError:  # a class that cannot be hashed, because its metaclass will not
-                continue
+            if kind is not last:
+                try:
+                    test = HOST_TESTS.get(kind)
+                except TypeError:  # see `find`
+                    last = None
+                    continue
+                last = kind
             if test is None:
                 if kind in HOST_TYPES:
                     continue
@@ -100,6 +118,7 @@ def find(value: object) -> list[Found]:
                 children = _children.get(kind)
                 if children is None:
                     _learn(kind)
+                    last = None
                     unread.append((item,))
                     continue
                 seen[key] = item
@@ -298,6 +317,13 @@ def _tuple_items(item: tuple[Any, ...]) -> list[Any]:
     return list(tuple.__iter__(item))
 
 
+def _plain_dict_items(item: dict[Any, Any]) -> list[Any]:
+    for key in item:
+        if type(key) is not str and type(key) not in HOST_TYPES:
+            return [*item, *item.values()]
+    return list(item.values())
+
+
 def _dict_items(item: dict[Any, Any]) -> list[Any]:
     for key in dict.keys(item):  # the base class's: a subclass may iterate otherwise
         if type(key) is not str and type(key) not in HOST_TYPES:
@@ -382,6 +408,7 @@ _BASES: Final[dict[type, Children]] = {
 # Containers by exact type, where one call into C is enough.
 _IN_C: Final[dict[type, Children]] = {
     **_BASES,
+    dict: _plain_dict_items,
     tuple: tuple,
     set: list,
     frozenset: list,

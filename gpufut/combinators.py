@@ -80,7 +80,12 @@ def wait_all(futures: Iterable[Future[Any]], timeout: float | None = None) -> li
     checked = _checked(futures, "wait_all")
     try:
         deadline = deadline_after(timeout)
-        collect_all(checked).wait(seconds_until(deadline))
+        collected = collect_all(checked)
+        try:
+            collected.wait(seconds_until(deadline))
+        except BaseException:  # too late, or Ctrl-C: nothing of it shall stay with the futures
+            collected.cancel()
+            raise
         return [future.wait(seconds_until(deadline)) for future in checked]
     finally:
         del futures, checked  # an error's traceback keeps this frame; it must not keep the futures

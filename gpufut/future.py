@@ -235,17 +235,12 @@ class Future(Generic[T]):
         Streams: adds waits to the current streams of every loaded framework on each device of the
             value, or to *stream*. Switches none.
         """
+        if self._state == _taken_at_once and timeout is None and stream is None:
+            return self._result  # type: ignore[no-any-return]  # see `value`
         try:
-            if timeout is None and stream is None:
-                if self._state == PENDING:
-                    self._block(None)
-                if self._state == _taken_at_once:
-                    return self._result  # type: ignore[no-any-return]  # see `value`
-                deadline = None
-            else:
-                deadline = deadline_after(timeout)
-                if self._state == PENDING:
-                    self._block(deadline)
+            deadline = None if timeout is None else deadline_after(timeout)
+            if self._state == PENDING:
+                self._block(deadline)
             return self._deliver(stream, deadline)
         finally:
             del self  # see `value`
@@ -340,7 +335,7 @@ class Future(Generic[T]):
             loop = get_running_loop()
             waiter = loop.create_future()
             gate = _LoopGate(loop, waiter)
-            entry: Entry = (_wake, gate, gate)
+            entry: Entry = (_wake_loop, gate, None)
             self._notify(entry)
             try:
                 yield from waiter
@@ -369,7 +364,10 @@ class Future(Generic[T]):
             result: The value; device arrays are found in containers and objects of any nesting.
             streams: The streams on which the work was launched, if not the current ones: streams of
                 any framework, anything with ``__cuda_stream__``, or raw handles. A handle is taken
-                at its word: if it names no stream, the future fails with the driver's error.
+                at its word: if it names no stream, the future fails with the driver's error; and
+                its stream has to live until the consumers have waited and their work is over, for
+                a driver may give the handle of a destroyed stream to a new one. Stream objects are
+                kept alive; whoever destroys one explicitly has to wait for the same.
             arrays: The device arrays of *result*, one or a list of them: nothing else is searched.
                 An empty list says that there is none, and consumers will wait for nothing.
 
@@ -384,25 +382,22 @@ class Future(Generic[T]):
         Streams: records on the current streams of the arrays' frameworks. Never blocks on a device.
         """
         kind = type(result)
-        plain: object = False
+        entries = None
         try:
-            plain = (
+            if (
                 (kind in _plain_types or (kind in _plain_tests and _plain_tests[kind](result)))
                 and streams is None
                 and arrays is None
                 and self._declared is None
-            )
+            ):
+                # The short cut for a value that no device has to do with: `_settle`, written out.
+                del self._declared
+                self._result = result
+                self._state = VALUE
+                entries = self._entries
         except Exception:
             pass  # complete already, or a hostile value: the long way tells them apart
-        if plain:
-            # The short cut for a value that no device has to do with: `_settle`, written out.
-            try:
-                del self._declared
-            except AttributeError:
-                raise _already_complete() from None
-            self._result = result
-            self._state = VALUE
-            entries = self._entries
+        if entries is not None:
             if entries:
                 try:
                     # A blocked thread stands in front, and is woken without a detour.
@@ -413,13 +408,15 @@ class Future(Generic[T]):
                     if entries:
                         _run(self, entries)
                 except RecursionError:
-                    _orphans.pairs += [(self, self._entries[::-1])]
+                    left: list[Entry] = []
+                    left += self._entries
                     del self._entries[:]
+                    _orphans.pairs += [(self, left[::-1])]
                     raise
                 except BaseException:
                     _run(self, self._entries)
                     raise
-        elif not self._settle_value(result, streams, arrays, run=True):
+        elif not self._settle_value(result, streams, arrays, True):
             raise _already_complete()
 
     def set_exception(self, result: BaseException) -> None:
@@ -667,7 +664,8 @@ class Future(Generic[T]):
     def __repr__(self) -> str:
         state = self._state
         if state == PENDING:
-            callbacks = sum(1 for how, _, _ in list(self._entries) if how is not _wake)
+            wakers = (_wake, _wake_loop)
+            callbacks = sum(1 for how, _, _ in list(self._entries) if how not in wakers)
             text = "pending"
             if callbacks:
                 text += f", {callbacks} callback" + ("s" if callbacks > 1 else "")
@@ -719,8 +717,10 @@ class Future(Generic[T]):
                 _run(self, self._entries)
             except RecursionError:
                 # No room left for `_run`, nor for a call here.
-                _orphans.pairs += [(self, self._entries[::-1])]
+                left: list[Entry] = []
+                left += self._entries
                 del self._entries[:]
+                _orphans.pairs += [(self, left[::-1])]
                 raise
             except BaseException:
                 # A signal on the threshold of `_run`, or one that it has passed on. In the first
@@ -738,7 +738,7 @@ class Future(Generic[T]):
         except AttributeError:
             return False
         named = None if streams is None else resolve_streams(streams)
-        if isinstance(arrays, (int, float, complex, str, bytes)):
+        if arrays is not None and isinstance(arrays, (int, float, complex, str, bytes)):
             raise TypeError(f"arrays= takes device arrays of the value, as in [x]; got {arrays!r}")
         try:
             handoff = record(result, declared, named, arrays)
@@ -830,7 +830,7 @@ class Future(Generic[T]):
         if stream is not None:
             check_stream(stream)
         if self._state == FENCED:
-            handoff = cast(Handoff, self._handoff)
+            handoff: Handoff = self._handoff  # type: ignore[assignment]  # because a cast() costs a call
             handoff.wait_on(stream)
             if handoff.holds_pinned:
                 _synchronize(handoff, deadline)
@@ -839,7 +839,7 @@ class Future(Generic[T]):
                 self._raise()
             finally:
                 del self  # see `value`
-        return cast(T, self._result)
+        return self._result  # type: ignore[no-any-return]  # see `value`
 
     def _error(self) -> BaseException:
         """The exception, with this future's own traceback."""
@@ -933,21 +933,33 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
     # An entry that was taken and has not begun; the target of one that has.
     entry: Entry | None = None
     begun: Any = None
+    struck: Any = None  # the target of one that a signal has ended
     settled: Future[Any] | None
     interrupt: BaseException | None = None
     # What is left of the entries of `parent`, first one last, so that each is taken in no time.
     rest = _NO_ENTRIES
+    account: _Thread | None = None
+    if entries and entries[0][0] is _done_at_once:
+        account = _local.thread  # nothing is taken yet: if it has to be made, that may fail
     if entries:
         # Take them over. No call until the end of the block: see "Interrupts".
         entry = entries[0]
         del entries[0]
         if entries:
-            rest = entries[::-1]
+            # Not a slice of them: while its list is made garbage may be collected, and a finalizer
+            # take some of them back, after their number was read.
+            rest = []
+            rest += entries
             del entries[:]
+            rest = rest[::-1]
         entries = _NO_ENTRIES
-        if entry[0] is _done_at_once and rest is _NO_ENTRIES and parent._handoff is None:
+        if (
+            entry[0] is _done_at_once
+            and account is not None
+            and rest is _NO_ENTRIES
+            and parent._handoff is None
+        ):
             # One callback and no device work: most futures end here, so it is written out.
-            account = _local.thread
             depth = account.depth
             if depth < MAX_NESTING:
                 account.depth = depth + 1
@@ -955,12 +967,16 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                 try:
                     callback(parent)
                 except BaseException as error:
-                    _report(parent, error)
+                    try:
+                        _report(parent, error)
+                    except BaseException:  # a signal, a handler of the log's, no room
+                        account.depth = depth
+                        raise
                 if account.interrupt is None and (
                     depth or not (account.deferred or _orphans.pairs)
                 ):
                     account.depth = depth
-                    del parent, callback  # see the end
+                    del parent, callback, account  # see the end
                     return
                 thread = account
                 work = account.work
@@ -972,6 +988,11 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
     while True:
         try:
             settled = None  # something must stand here: see "Interrupts"
+            if struck is not None:  # until this is done, however often a signal strikes
+                settled = _interrupted(struck, interrupt)
+                struck = None
+                if settled is not None:
+                    parent, entries = settled, settled._entries
             while True:
                 if entry is not None:
                     pass  # taken already
@@ -979,8 +1000,10 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     entry = entries[0]
                     del entries[0]
                     if entries:
-                        rest = entries[::-1]
+                        rest = []
+                        rest += entries
                         del entries[:]
+                        rest = rest[::-1]
                     else:
                         rest = _NO_ENTRIES
                     entries = _NO_ENTRIES
@@ -1009,6 +1032,16 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     if how is _wake:
                         entry = None
                         target.release()
+                        continue
+                    if callback is None and not rest:
+                        # An errand and nothing after it: most futures of a long list end here.
+                        begun, entry = target, None
+                        settled = how(parent, target, None)
+                        begun = None
+                        if settled is None and not _orphans.pairs:
+                            return
+                        if settled is not None and settled._entries:
+                            parent, entries = settled, settled._entries
                         continue
                     if callback is not None or rest:
                         account = _local.thread
@@ -1069,12 +1102,15 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
             _orphans.pairs += [(parent, rest)]
             try:
                 del begun._declared
-            except AttributeError:
-                pass  # complete already, or no future
+            except AttributeError:  # complete already, or no future
+                if begun.__class__ is _LoopGate:
+                    _orphans.pairs += [(parent, [(_wake_loop, begun, None)])]
             else:
                 begun._result, begun._handoff, begun._state = (error, None), None, FAILED
-                _orphans.pairs += [(begun, begun._entries[::-1])]
+                rest = []
+                rest += begun._entries
                 del begun._entries[:]
+                _orphans.pairs += [(begun, rest[::-1])]
             if thread is not _NOBODY:
                 while work and work[-1] is not _FLOOR:
                     _orphans.pairs += [work[-1]]
@@ -1089,14 +1125,11 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
             # A signal between two callbacks. The rest must still run: others wait for it.
             interrupt = interrupt or error
             if entry is None and begun is not None:
-                settled = _interrupted(begun, error)
-                begun = None
-                if settled is not None:
-                    _run(settled, settled._entries)
+                struck, begun = begun, None
     # A callback's traceback keeps the frames from which it was called, with the locals that they
     # had at their end: left in, a failed child and its exception would keep each other alive.
     del parent, entries
-    target = callback = settled = result = begun = None
+    target = callback = settled = result = begun = struck = None
     if thread is not _NOBODY:
         thread.depth = depth
         thread.target = None
@@ -1114,7 +1147,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
 
 def _tell(how: object, parent: Future[Any], target: object) -> None:
     """Say that what an entry does comes after the completion, and after the registration."""
-    if how is not _wake:
+    if how is not _wake and how is not _wake_loop:
         order.acquire(parent)
         if isinstance(target, (Future, order.Ticket)):
             order.acquire(target)
@@ -1192,15 +1225,23 @@ def _help(thread: _Thread, future: Future[Any]) -> None:
 def _then(
     parent: Future[Any], child: Future[Any], callback: Callable[[Future[Any]], object]
 ) -> Future[Any] | None:
-    lent = cast(Handoff, parent._handoff).lend_streams()
+    handoff: Handoff = parent._handoff  # type: ignore[assignment]  # see `_deliver`
+    lent = handoff.lend_streams()
+    settled = None
     try:
         with lent:
             # Settled while the pool streams are current: the child's events belong on them.
-            return child if child._settle_value(callback(parent)) else None
+            if child._settle_value(callback(parent)):
+                settled = child
+        return settled
     except BaseException as error:
         lent.take_back()  # a signal on the threshold of `__exit__` keeps it from doing so
+        if settled is not None and isinstance(error, Exception):
+            _report(parent, error)  # a driver's, who would not restore the current streams
+            return settled
         return _fail(parent, child, error)
     finally:
+        settled = None
         del child  # see the end of `_run`
 
 
@@ -1248,23 +1289,31 @@ def _copy(parent: Future[Any], child: Future[Any], devices: tuple[Any, ...]) -> 
     """Complete *child* with a copy of the value: on the device, if there is one, or on the host."""
     handoff = parent._handoff
     lent = (handoff or lend_only(())).lend_streams(devices)
+    settled = None
     try:
         if parent._state not in (VALUE, FENCED) or (devices is _TO_HOST and handoff is None):
             return child if child._settle_like(parent) else None
-        with lent as streams:
+        with lent:
             value = parent._result
             copy = to_host(value) if devices is _TO_HOST else to_device(value, *devices)
             # The copies are on these streams and no others, which pinned memory could not tell.
-            return child if child._settle_value(copy, streams) else None
+            if child._settle_value(copy, lent.streams):
+                settled = child
+        return settled
     except BaseException as error:
         lent.take_back()  # see `_then`
+        if settled is not None and isinstance(error, Exception):
+            _report(parent, error)
+            return settled
         return _fail(parent, child, error)
     finally:
+        settled = None
         del child  # see the end of `_run`
 
 
 def _done(parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]) -> None:
-    lent = cast(Handoff, parent._handoff).lend_streams()
+    handoff: Handoff = parent._handoff  # type: ignore[assignment]  # see `_deliver`
+    lent = handoff.lend_streams()
     try:
         with lent:
             callback(parent)
@@ -1285,8 +1334,13 @@ def _done_plainly(
         _report(parent, error)
 
 
-def _wake(parent: Future[Any], gate: Gate, _: object) -> None:
+def _wake(parent: Future[Any], gate: LockType, _: object) -> None:
     """Wake a waiter."""
+    gate.release()
+
+
+def _wake_loop(parent: Future[Any], gate: _LoopGate, _: None) -> None:
+    """Wake a coroutine. Not `_wake`: a signal may strike inside, and then it has to be repeated."""
     gate.release()
 
 
@@ -1302,15 +1356,14 @@ class _LoopGate:
     def release(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._settle)
+        except RecursionError:
+            raise  # it is: see `_run`
         except RuntimeError:
             pass  # the loop is closed: nobody is left to be woken
 
     def _settle(self) -> None:
         if not self._waiter.done():
             self._waiter.set_result(None)
-
-
-Gate = LockType | _LoopGate
 
 
 class Collector:
@@ -1344,18 +1397,6 @@ class Collector:
         if self.collected._state != PENDING:  # and had not been entered everywhere when it was
             self._leave(futures)
 
-    def count(self, future: Future[Any]) -> bool:
-        """Take note of a completed future. True if that completed the collected one."""
-        succeeded = future._state == VALUE or future._state == FENCED
-        if succeeded is not self._decided_by_success:
-            order.release(self)
-            if next(self._left):
-                return False
-            order.acquire(self)  # the last one comes after all the others
-            if succeeded:
-                return self.collected._settle(VALUE, self._futures, None)
-        return self.collected._settle_like(future)
-
     def abandon(self) -> None:
         """Leave the futures that are still pending."""
         futures, self._futures = self._futures, []
@@ -1369,7 +1410,19 @@ class Collector:
 
 
 def _count(parent: Future[Any], collector: Collector, _: None) -> Future[Any] | None:
-    return collector.collected if collector.count(parent) else None
+    """Take note of a completed future."""
+    collected = collector.collected
+    succeeded = parent._state == VALUE or parent._state == FENCED
+    if succeeded is not collector._decided_by_success:
+        if _watched:
+            order.release(collector)
+        if next(collector._left):
+            return None
+        if _watched:
+            order.acquire(collector)  # the last one comes after all the others
+        if succeeded:
+            return collected if collected._settle(VALUE, collector._futures, None) else None
+    return collected if collected._settle_like(parent) else None
 
 
 def _abandon(parent: Future[Any], collector: Collector, _: None) -> None:
@@ -1423,12 +1476,14 @@ def _fail(parent: Future[Any], child: Future[Any], error: BaseException) -> Futu
 _FOLLOWING: Final = frozenset({_then, _then_async, _adopt, _synchronized, _copy})
 
 
-def _interrupted(target: object, error: BaseException) -> Future[Any] | None:
+def _interrupted(target: object, error: BaseException | None) -> Future[Any] | None:
     """A signal struck inside an errand of ours, who knows where. Nobody shall hang for it."""
+    if isinstance(target, _LoopGate):
+        target.release()  # once more, perhaps
     child = target.collected if isinstance(target, Collector) else target
     if not isinstance(child, Future):
         return None
-    child._settle(FAILED, (error, None), None)
+    child._settle(FAILED, (error or CancelledError(), None), None)
     return child
 
 

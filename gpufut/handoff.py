@@ -7,9 +7,9 @@ callbacks, asks and synchronises. It knows arrays, streams and runtimes, and not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from gpufut import order, reactor, runtimes
 from gpufut.arrays import HOST_TESTS, HOST_TYPES, Found, find, mark_opaque
@@ -26,6 +26,7 @@ from gpufut.streams import (
     current_handles,
     get_manager,
     give_back,
+    lane_of,
     pop_current,
     push_current,
     resolve,
@@ -46,23 +47,16 @@ __all__ = [
 ]
 
 
-class Mark(NamedTuple):
-    """A point on a stream: *event* was recorded on *handle*, on the lane's device.
+# A point on a stream: on a lane's device, the stream of a handle, an event that was recorded there;
+# and if the stream was being captured into a graph, which capture that was. A plain tuple: making a
+# named one takes longer than all the rest of a record.
+Mark = tuple[Lane, StreamHandle, EventHandle, int | None]
 
-    If the stream was being captured into a graph, *capture* says which; else it is None.
-    """
+# A stream.
+_Place = tuple[Lane, StreamHandle]
 
-    lane: Lane
-    handle: StreamHandle
-    event: EventHandle
-    capture: int | None
-
-
-# A stream that shall wait.
-_Target = tuple[Lane, StreamHandle]
-
-# On the way into a Handoff: which streams of a lane to record on, in order and without duplicates.
-_Targets = dict[Lane, dict[StreamHandle, None]]
+# One that shall wait, and which capture of it is under way, or None.
+_Target = tuple[Lane, StreamHandle, int | None]
 
 
 def declare(devices: Iterable[object]) -> tuple[Device, ...]:
@@ -125,60 +119,101 @@ def record(
     found = find(value if arrays is None else arrays)
     if not found and declared is None and not streams:
         return None
-    devices = tuple(dict.fromkeys(device for _, device, _ in found if device is not None))
+    devices = _devices_of(found)
     if declared is not None:
         _check_declared(devices, declared)
-    named = [resolve(stream, devices or declared or ()) for stream in streams or ()]
-    involved = (*devices, *(stream.device for stream in named))
-    _check_one_type((*involved, *(declared or ())))
-    manager = get_manager()
-    targets: _Targets = {}
-    for stream in named:
-        targets.setdefault(manager.lane(stream.device), {})[stream.handle] = None
-    covered = {stream.device for stream in named}
-    holds_pinned = False
-    searched: set[str] = set()
-    for framework, device, array in found:
-        if device is None:
-            holds_pinned = True
-            if named or framework.device_type in searched:
-                continue
-            searched.add(framework.device_type)
-            # Nothing says who fills the array: it may be any framework, on any device in use.
-            for other in loaded(framework.device_type):
-                for index in other.devices_in_use():
-                    _aim(targets, manager.lane(Device(other.device_type, index)), other)
-        elif device not in covered:
-            _aim(targets, manager.lane(device), framework)
-            if framework.works_on_any_stream:
-                exported = framework.exported_stream(array)
-                if exported is not None:
-                    targets[manager.lane(device)][exported] = None
-    involved = (*involved, *(lane.device for lane in targets))
-    handoff = Handoff(found, tuple(dict.fromkeys(involved)), declared or (), holds_pinned)
-    for lane, handles in targets.items():
-        for handle in handles:
-            handoff.mark(lane, handle)
-    if holds_pinned:
+    places: list[_Place] = []
+    covered: Collection[Device] = ()
+    if streams:
+        named = [resolve(stream, tuple(devices) or declared or ()) for stream in streams]
+        covered = dict.fromkeys(stream.device for stream in named)
+        devices += [device for device in covered if device not in devices]
+    if declared is not None or len(devices) > 1:
+        _check_one_type((*devices, *(declared or ())))
+    if streams:
+        places += [(lane_of(stream.device), stream.handle) for stream in dict.fromkeys(named)]
+    pinned_types = _aim_at_producers(places, found, covered)
+    if pinned_types and not streams:
+        devices += _aim_at_fillers(places, pinned_types, devices)
+    handoff = Handoff(found, devices, declared or (), bool(pinned_types))
+    for lane, handle in places:
+        handoff.mark(lane, handle)
+    if pinned_types:
         handoff.keep_pinned()
     return handoff
 
 
 def lend_only(declared: tuple[Device, ...]) -> Handoff:
     """For an outcome without device work whose callbacks get streams on declared devices."""
-    return Handoff([], (), declared, False)
+    return Handoff([], [], declared, False)
 
 
-def _aim(targets: _Targets, lane: Lane, framework: Framework) -> None:
-    handles = targets.setdefault(lane, {})
+def _devices_of(found: list[Found]) -> list[Device]:
+    devices: list[Device] = []
+    for _, device, _ in found:
+        if device is not None and device not in devices:
+            devices.append(device)
+    return devices
+
+
+def _aim_at_producers(
+    places: list[_Place], found: list[Found], covered: Collection[Device]
+) -> list[str]:
+    """Add the streams on which arrays may have been written whose devices are not *covered*.
+
+    Returns the types of device that may fill those in pinned memory.
+    """
+    pinned_types: list[str] = []
+    aimed: tuple[Framework, Device] | None = None
+    for framework, device, array in found:
+        if device is None:
+            if framework.device_type not in pinned_types:
+                pinned_types.append(framework.device_type)
+        elif device not in covered:
+            if aimed is None or framework is not aimed[0] or device is not aimed[1]:
+                _aim(places, lane_of(device), framework)
+                aimed = framework, device  # the next one mostly lies there too
+            if framework.works_on_any_stream:
+                exported = framework.exported_stream(array)
+                if exported is not None:
+                    _add(places, lane_of(device), exported)
+    return pinned_types
+
+
+def _aim_at_fillers(
+    places: list[_Place], device_types: list[str], known: Collection[Device]
+) -> list[Device]:
+    """Add the streams on which pinned arrays may have been written; return the devices not *known*.
+
+    Nothing says who fills such an array: it may be any framework, on any device in use.
+    """
+    devices = []
+    for device_type in device_types:
+        for framework in loaded(device_type):
+            for index in framework.devices_in_use():
+                device = Device(device_type, index)
+                if device not in known and device not in devices:
+                    devices.append(device)
+                _aim(places, lane_of(device), framework)
+    return devices
+
+
+def _aim(places: list[_Place], lane: Lane, framework: Framework) -> None:
+    """Add the streams on which a framework's arrays may have been written."""
     handle = framework.current_stream(lane.device.index)
-    if handle is not None:
-        handles[handle] = None
+    if handle is not None and (lane, handle) not in places:
+        places.append((lane, handle))
     if framework.works_on_any_stream:
-        handles.update(dict.fromkeys(current_handles(lane.device)))
+        for handle in current_handles(lane.device):
+            _add(places, lane, handle)
 
 
-def _check_declared(devices: tuple[Device, ...], declared: tuple[Device, ...]) -> None:
+def _add(places: list[_Place], lane: Lane, handle: StreamHandle) -> None:
+    if (lane, handle) not in places:
+        places.append((lane, handle))
+
+
+def _check_declared(devices: Iterable[Device], declared: tuple[Device, ...]) -> None:
     if not set(devices) <= set(declared):
         raise ValueError(
             f"the value holds arrays on {_listed(devices)}, the future was declared for "
@@ -220,7 +255,7 @@ class Handoff:
     def __init__(
         self,
         arrays: list[Found],
-        devices: tuple[Device, ...],
+        devices: list[Device],
         declared: tuple[Device, ...],
         holds_pinned: bool,
     ) -> None:
@@ -231,7 +266,7 @@ class Handoff:
         self._declared = declared
         self._finished = False
         self._captured = False
-        self._forks = runtimes.forks()
+        self._forks = runtimes.fork_count
 
     def __del__(self) -> None:
         try:
@@ -257,7 +292,7 @@ class Handoff:
             self._captured = True
             event = lane.runtime.create_event(index)
             lane.runtime.record(index, event, handle)
-        self.marks.append(Mark(lane, handle, event, capture))
+        self.marks.append((lane, handle, event, capture))
 
     def keep_pinned(self) -> None:
         """Keep pinned memory until the copies into it have landed, even if nobody waits for them.
@@ -289,79 +324,82 @@ class Handoff:
                 it. No stream waits then.
             TypeError, ValueError: *stream* is no stream, or of another type of device.
         """
-        self._check_process()
+        if self._forks != runtimes.fork_count:
+            self._check_process()
+        targets: list[_Target] = []
+        captures = self._captured
         if stream is not None:
-            named = resolve(stream, self._devices)
+            named = resolve(stream, tuple(self._devices))
             _check_one_type((*self._devices, named.device))
-            targets = [(get_manager().lane(named.device), named.handle)]
+            lane = lane_of(named.device)
+            capture = _capture_on(lane, named.handle)
+            targets.append((lane, named.handle, capture))
+            captures = captures or capture is not None
         else:
-            targets = [
-                (get_manager().lane(device), handle)
-                for device in self._devices
-                for handle in current_handles(device)
-            ]
-        captures = [_capture_on(*target) for target in targets]
-        if self._captured or any(capture is not None for capture in captures):
+            for device in self._devices:
+                lane = lane_of(device)
+                for handle in current_handles(device):
+                    capture = lane.runtime.capture(device.index, handle)
+                    targets.append((lane, handle, capture))
+                    captures = captures or capture is not None
+        if captures:
             if self._captured and stream is None:
-                targets, captures = self._in_capture(targets, captures)
+                targets = self._in_capture(targets)
             # All are checked before the first is told to wait.
-            for target, capture in zip(targets, captures, strict=True):
-                self._check_capture(*target, capture)
-        for target, capture in zip(targets, captures, strict=True):
-            self._hand_to(*target, capture)
+            for target in targets:
+                self._check_capture(*target)
+        for lane, handle, capture in targets:
+            self._hand_to(lane, handle, capture)
 
     def _hand_to(self, lane: Lane, handle: StreamHandle, capture: int | None) -> None:
         """Order one stream after the value, and the memory's reuse after the stream."""
-        if not self._has_finished():
-            for mark in self.marks:
-                if capture is not None and mark.capture != capture:
+        index = lane.device.index
+        if self._finished:
+            order.acquire(self)
+        else:
+            for recorded, producer, event, captured in self.marks:
+                if capture is not None and captured != capture:
                     continue  # it has finished: see `_check_capture`
                 # A stream is ordered after itself; a thread's own is another one in each thread.
                 if (
-                    mark.handle != handle
-                    or mark.lane.device is not lane.device
+                    producer != handle
+                    or recorded.device is not lane.device
                     or handle == lane.runtime.thread_stream
                 ):
-                    lane.runtime.wait(lane.device.index, handle, mark.event)
+                    lane.runtime.wait(index, handle, event)
         for framework, _, array in self._arrays:
-            owner = framework.keep_memory(array, lane.device.index, handle)
+            owner = framework.keep_memory(array, index, handle)
             # What a graph reads has to live as long as the graph, which is its owner's to see to.
             if owner is not None and capture is None:
                 get_manager().holds.keep(owner, lane, handle)
 
-    def _in_capture(
-        self, targets: list[_Target], captures: list[int | None]
-    ) -> tuple[list[_Target], list[int | None]]:
+    def _in_capture(self, targets: list[_Target]) -> list[_Target]:
         """Of the current streams, those that the user can mean in a capture.
 
         The ones that take part in the value's capture. If none of these is of the value's own
         libraries, then those of theirs that may join it, as by torch's `wait_stream`. Those of
         others would never be joined again, and default streams cannot take part.
         """
-        both = list(zip(targets, captures, strict=True))
-        own = {mark.capture for mark in self.marks} - {None}
-        ours = self._current_places()
-        chosen = [each for each in both if each[1] in own]
-        if not any(ours is None or target in ours for target, _ in chosen):
-            chosen += [
-                (target, capture)
-                for target, capture in both
-                if (ours is None or target in ours) and _may_join(*target)
-            ]
+        own = {capture for _, _, _, capture in self.marks} - {None}
+        places = self._current_places()
+        ours = [each for each in targets if places is None or each[:2] in places]
+        chosen = [each for each in targets if each[2] in own]
+        if not any(each in ours for each in chosen):
+            chosen += [each for each in ours if _may_join(*each[:2])]
         if not chosen:
             raise CaptureError(_LEFT_CAPTURE)
-        return [target for target, _ in chosen], [capture for _, capture in chosen]
+        return chosen
 
-    def _current_places(self) -> set[_Target] | None:
+    def _current_places(self) -> set[_Place] | None:
         """The current streams of the libraries whose arrays these are; None: it may be any."""
-        places: set[_Target] = set()
+        places: set[_Place] = set()
         for framework, device, _ in self._arrays:
             if framework.works_on_any_stream:
                 return None
             if device is not None:
                 handle = framework.current_stream(device.index)
                 if handle is not None:
-                    places.add((get_manager().lane(device), handle))
+                    places.add((lane_of(device), handle))
         return places
 
     def _check_capture(self, lane: Lane, handle: StreamHandle, capture: int | None) -> None:
@@ -370,11 +408,11 @@ class Handoff:
         Raises:
             CaptureError: The value and the stream are not of one capture.
         """
-        for mark in self.marks:
-            if mark.capture == capture:
+        for recorded, producer, event, captured in self.marks:
+            if captured == capture:
                 continue
-            if mark.capture is None:
-                if mark.lane.runtime.query(mark.lane.device.index, mark.event):
+            if captured is None:
+                if recorded.runtime.query(recorded.device.index, event):
                     continue  # what has finished needs no edge
                 raise CaptureError(
                     f"{Stream(lane.device, handle)} is being captured into a graph, and may not "
@@ -387,7 +425,7 @@ class Handoff:
                     "the future was made in one capture and is used in another; a graph cannot "
                     "wait for work inside another graph (cudaErrorStreamCaptureMerge)"
                 )
-            if not _may_join(lane, handle) or (_capture_on(mark.lane, mark.handle) != mark.capture):
+            if not _may_join(lane, handle) or _capture_on(recorded, producer) != captured:
                 raise CaptureError(_LEFT_CAPTURE)
 
     def dlpack(self, array: Any, stream: int | None, options: dict[str, Any]) -> Any:
@@ -416,13 +454,15 @@ class Handoff:
 
     # -- callbacks ---------------------------------------------------------------------------------
 
-    def is_in_capture(self, also: tuple[Device, ...] = ()) -> bool:
-        """Whether the value, or what the calling thread launches where it is, goes into a graph."""
-        return self._captured or any(
-            _capture_on(lane, handle) is not None
-            for lane in self.lending_lanes(also)
-            for handle in current_handles(lane.device)
-        )
+    def is_in_capture(self, lanes: list[Lane]) -> bool:
+        """Whether the value, or what the calling thread launches on *lanes*, goes into a graph."""
+        if self._captured:
+            return True
+        for lane in lanes:
+            for handle in current_handles(lane.device):
+                if _capture_on(lane, handle) is not None:
+                    return True
+        return False
 
     def lend_streams(self, also: tuple[Device, ...] = ()) -> LentStreams:
         """Streams of the pool, current while the context lasts, that wait for the value.
@@ -433,13 +473,15 @@ class Handoff:
 
     def lending_lanes(self, also: tuple[Device, ...] = ()) -> list[Lane]:
         """The devices on which `lend_streams` lends streams."""
-        manager = get_manager()
-        lanes = [manager.lane(device) for device in dict.fromkeys((*self._devices, *also))]
+        lanes = [lane_of(device) for device in self._devices]
+        for device in also:
+            if device not in self._devices:
+                lanes.append(lane_of(device))
         for device in self._declared:
             if device in self._devices or device in also:
                 continue
             try:
-                lanes.append(manager.lane(device))
+                lanes.append(lane_of(device))
             except DeviceUnavailableError:
                 # Declaring a device that is not there is allowed: without an array on it, there is
                 # nothing that a callback could do there.
@@ -503,7 +545,7 @@ class Handoff:
             raise CaptureError(_NO_MOMENT)
 
     def _check_process(self) -> None:
-        if self._forks != runtimes.forks() and self.marks:
+        if self._forks != runtimes.fork_count and self.marks:
             raise ForkError(
                 "this future's device work belongs to the parent process, and does not exist in a "
                 "forked child: hand on host data, or start the child with spawn or forkserver"
@@ -556,36 +598,45 @@ class LentStreams:
     called, and is ordered, whatever it costs.
     """
 
-    __slots__ = ("_also", "_borrowed", "_handoff", "_undo")
+    __slots__ = ("_also", "_borrowed", "_handoff", "_streams", "_undo")
 
     def __init__(self, handoff: Handoff, also: tuple[Device, ...]) -> None:
         self._handoff = handoff
         self._also = also
+        self._streams: dict[Device, StreamHandle] = {}
         self._borrowed: list[tuple[StreamPool, StreamHandle]] = []
         self._undo: Undo = []
 
-    def __enter__(self) -> list[Stream] | None:
-        """The streams that were lent; None if the current ones are to be used.
+    @property
+    def streams(self) -> list[Stream] | None:
+        """Those that were lent, once it is entered; None if the current ones are to be used."""
+        return [Stream(*lent) for lent in self._streams.items()] or None
+
+    def __enter__(self) -> None:
+        """See the class.
 
         Raises:
             DeviceUnavailableError: A device that was asked for besides the value's is not there.
             ForkError, CaptureError
         """
         for device in self._also:
-            get_manager().lane(device)
+            lane_of(device)
         try:
-            return self._lend()
+            self._lend()
         except BaseException as error:
             self.take_back()
+            self._streams = {}
             if not isinstance(error, Exception) or isinstance(error, (ForkError, CaptureError)):
                 raise
             try:
-                before_blocking()
+                try:
+                    before_blocking()
+                except RuntimeError:  # no thread is to be had; this one waits all the same
+                    pass
                 self._handoff.synchronize(None)
                 self._handoff.wait_on()  # which keeps the memory, too
             except Exception:  # the device has failed: there is no work to wait for
                 pass
-            return None
 
     def __exit__(
         self,
@@ -595,21 +646,20 @@ class LentStreams:
     ) -> None:
         self.take_back()
 
-    def _lend(self) -> list[Stream] | None:
+    def _lend(self) -> None:
         handoff = self._handoff
         handoff._check_process()
-        if handoff.is_in_capture(self._also):
+        lanes = handoff.lending_lanes(self._also)
+        if handoff.is_in_capture(lanes):
             # A pool stream would be drawn into the capture and might never be joined again.
             handoff.wait_on()
-            return None
-        manager = get_manager()
-        streams: dict[Device, StreamHandle] = {}
-        for lane in handoff.lending_lanes(self._also):
-            handle = lane.pool(manager.priority).borrow(self._borrowed)
-            streams[lane.device] = handle
+            return
+        priority = get_manager().priority
+        for lane in lanes:
+            handle = lane.pool(priority).borrow(self._borrowed)
+            self._streams[lane.device] = handle
             handoff._hand_to(lane, handle, None)
-        push_current(streams, self._undo)
-        return [Stream(*lent) for lent in streams.items()]
+        push_current(self._streams, self._undo)
 
     def take_back(self) -> None:
         """What leaving the context does. A second time it does nothing."""

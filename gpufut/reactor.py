@@ -63,7 +63,10 @@ class _Watched:
         except BaseException:
             # An interrupt that a callback raised. There is nobody above us to take it.
             arguments = (*sys.exc_info(), threading.current_thread())
-            threading.excepthook(threading.ExceptHookArgs(arguments))
+            try:
+                threading.excepthook(threading.ExceptHookArgs(arguments))
+            except BaseException:  # the user's own; everybody else still waits for us
+                sys.__excepthook__(*sys.exc_info())
 
 
 class _Reactor:
@@ -160,9 +163,11 @@ class _Reactor:
                 pause = _SHORTEST
                 if self._stopping and not self._watched:
                     self._stopping = False
+                    self._thread = None  # first: whoever has the permit must not find us running
                     self._permit.append(None)
                     if not (self._watched and self._resume()):
                         return
+                    self._thread = me
             count = len(self._watched)
             # After counting: what is counted may need a runtime that has come meanwhile.
             prepared = runtimes.prepare_helper_thread(prepared)
@@ -224,15 +229,15 @@ def _stop() -> None:
     _reactor.stop()
 
 
-_seen_forks = runtimes.forks()
+_seen_forks = runtimes.fork_count
 
 
 def _after_reset() -> None:
     """Only a fork takes the thread away; another simulated machine does not."""
     global _reactor, _seen_forks
-    if runtimes.forks() == _seen_forks:
+    if runtimes.fork_count == _seen_forks:
         return
-    _seen_forks = runtimes.forks()
+    _seen_forks = runtimes.fork_count
     orphaned, _reactor = _reactor, _Reactor()
     orphaned.fail_all(
         ForkError(

@@ -13,10 +13,11 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
+from _thread import get_ident
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from gpufut import host, order, reactor, runtimes
 from gpufut.device import Device, parse_device
@@ -35,6 +36,7 @@ __all__ = [
     "current_stream",
     "get_manager",
     "give_back",
+    "lane_of",
     "pop_current",
     "push_current",
     "resolve",
@@ -133,7 +135,10 @@ class EventPool:
 
     def record(self, stream: StreamHandle) -> EventHandle:
         """An event that stands for the work now on *stream*."""
-        event = self.take()
+        try:
+            event = self._free.pop()  # `take`, written out: every hand-off comes here
+        except IndexError:
+            event = self.take()
         try:
             self._runtime.record(self._device, event, stream)
         except BaseException:
@@ -174,6 +179,7 @@ class StreamPool:
         self._all: list[StreamHandle] = []
         self._permits = deque([None] * limit)  # one for each stream that may still be created
         self._sharing = itertools.count()
+        self._creating: list[int] = []  # threads that create a stream just now
         self.idle_lends = 0
         self.busy_lends = 0
         self.shared_lends = 0
@@ -202,14 +208,20 @@ class StreamPool:
                 handle = self._free[0]
                 del self._free[0]
             except IndexError:
-                if self._all:
-                    self.shared_lends += 1
-                    return self._all[next(self._sharing) % len(self._all)]
-                host.sleep(0)  # another thread is about to create the first one
+                pass
             else:
                 borrowed += [(self, handle)]
                 self.busy_lends += 1
                 return handle
+            if self._all:
+                self.shared_lends += 1
+                return self._all[next(self._sharing) % len(self._all)]
+            if get_ident() in self._creating:
+                raise DeviceUnavailableError(
+                    "a signal handler or a finalizer needs a stream of the pool, and struck while "
+                    "its own thread was creating the only one"
+                )
+            host.sleep(0)  # another thread is about to create the first one
 
     def _create(self) -> bool:
         """Add a stream to the free ones, in front. False if there are as many as there may be."""
@@ -217,6 +229,8 @@ class StreamPool:
             del self._permits[0]
         except IndexError:
             return False
+        creator = get_ident()
+        self._creating.append(creator)
         try:
             handle = self._runtime.create_stream(self._device, self._priority)
         except BaseException as error:
@@ -224,6 +238,8 @@ class StreamPool:
             if isinstance(error, Exception) and self._all:
                 return False  # out of streams, or of memory for one: those that we have will do
             raise
+        finally:
+            self._creating.remove(creator)
         if handle in self._all:
             return False  # the runtime has a pool of its own, which has come round: it has no more
         self._all += [handle]  # not a call, so that no signal comes before the next line has run
@@ -531,7 +547,7 @@ class Manager:
         self.housekeeping = housekeeping
         self.holds = Holds(housekeeping)
         self._lanes: dict[Device, Lane] = {}
-        self._forks = runtimes.forks()
+        self._forks = runtimes.fork_count
 
     def lane(self, device: Device) -> Lane:
         """What gpufut owns on *device*. Creates nothing on it.
@@ -568,11 +584,11 @@ class Manager:
     def forget(self) -> None:
         """Drop everything without calling a driver: the handles have become meaningless."""
         self._lanes = {}
-        if runtimes.forks() != self._forks:
+        if runtimes.fork_count != self._forks:
             # What the parent process held cannot be freed here: its allocators would call a driver
             # that this process has lost.
             _of_parents.append(self.holds)
-            self._forks = runtimes.forks()
+            self._forks = runtimes.fork_count
         else:
             self.holds.forget()
         self.holds = Holds(self.housekeeping)
@@ -590,6 +606,12 @@ _manager = Manager()
 def get_manager() -> Manager:
     """The manager of this process."""
     return _manager
+
+
+def lane_of(device: Device) -> Lane:
+    """`Manager.lane` of this process's manager, for those who ask at every hand-off."""
+    lane = _manager._lanes.get(device)
+    return _manager.lane(device) if lane is None else lane
 
 
 def set_manager(manager: Manager) -> Manager:
@@ -621,20 +643,25 @@ _epoch = 0
 
 
 class _Own(threading.local):
-    """gpufut's own current streams, for those who have none: device -> handles, innermost last."""
+    """gpufut's own current streams, for those who have none: device -> handles, innermost last.
+
+    With the epoch in which they were noted.
+    """
 
     def __init__(self) -> None:
-        self.epoch = _epoch
-        self.streams: dict[Device, list[StreamHandle]] = {}
-
-    def of(self, device: Device) -> list[StreamHandle]:
-        if self.epoch != _epoch:
-            self.epoch = _epoch
-            self.streams = {}
-        return self.streams.setdefault(device, [])
+        self.noted: tuple[int, dict[Device, list[StreamHandle]]] = _epoch, {}
 
 
 _own = _Own()
+
+
+def _own_streams() -> dict[Device, list[StreamHandle]]:
+    """Those of the calling thread."""
+    epoch, streams = _own.noted
+    if epoch != _epoch:
+        streams = {}
+        _own.noted = _epoch, streams
+    return streams
 
 
 def current_stream(device: object) -> Stream:
@@ -653,7 +680,7 @@ def current_stream(device: object) -> Stream:
     """
     parsed = parse_device(device, runtimes.default_type())
     get_manager().lane(parsed)
-    own = _own.of(parsed)
+    own = _own_streams().get(parsed)
     if own:
         return _made(parsed, own[-1])
     for framework in loaded(parsed.type):
@@ -665,12 +692,16 @@ def current_stream(device: object) -> Stream:
 
 def current_handles(device: Device) -> list[StreamHandle]:
     """The distinct streams on which the calling thread's frameworks work on a device."""
-    handles = dict.fromkeys(each.current_stream(device.index) for each in loaded(device.type))
-    handles.pop(None, None)
-    own = _own.of(device)
-    if own:
-        handles[own[-1]] = None
-    return cast("list[StreamHandle]", list(handles))
+    index = device.index
+    handles: list[StreamHandle] = []
+    for framework in loaded(device.type):
+        handle = framework.current_stream(index)
+        if handle is not None and handle not in handles:
+            handles.append(handle)
+    own = _own_streams().get(device)
+    if own and own[-1] not in handles:
+        handles.append(own[-1])
+    return handles
 
 
 # Classes of streams that are also those of the loaded frameworks, by what they derive from.
@@ -708,10 +739,11 @@ def push_current(streams: dict[Device, StreamHandle], undo: Undo) -> None:
             saved = framework.save_streams(handles)
             undo.append((framework, saved))
             framework.set_streams(handles, saved)
+    all_own = _own_streams()
     for device, handle in streams.items():
-        own = _own.of(device)
-        undo.append((None, (device, own.copy())))
-        own.append(handle)
+        own = all_own.get(device, [])
+        undo.append((None, (device, own)))
+        all_own[device] = [*own, handle]
 
 
 def pop_current(undo: Undo) -> None:
@@ -730,7 +762,7 @@ def pop_current(undo: Undo) -> None:
                 framework, saved = undo[-1]
                 try:
                     if framework is None:
-                        _own.of(saved[0])[:] = saved[1]
+                        _own_streams()[saved[0]] = saved[1]
                     else:
                         framework.restore_streams(saved)
                 except Exception as error:
@@ -792,8 +824,11 @@ def stream(stream: object) -> Iterator[Stream]:
     Threads: the calling thread only. An `await` inside would show the stream to other tasks.
     Streams: what was current before is restored on exit, in every framework, also on errors.
     """
+    # A generator, and no class with an `__exit__`: a signal on the threshold of that would leave
+    # the stream current for good. One that strikes outside of this frame leaves the frame to be
+    # closed, which runs its last lines, when the signal's traceback goes.
     resolved = resolve(stream)
-    get_manager().lane(resolved.device)
+    lane_of(resolved.device)
     undo: Undo = []
     try:
         push_current({resolved.device: resolved.handle}, undo)

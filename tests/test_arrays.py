@@ -201,6 +201,7 @@ HOLDERS: dict[str, Callable[[Any], Any]] = {
     "dict": lambda array: {"key": array},
     "dict of odd keys": lambda array: {1: 1, (2, 3): array},
     "key of a dict": lambda array: {(1, array): "value"},
+    "key of an ordered dict": lambda array: collections.OrderedDict({(1, array): "value"}),
     "set": lambda array: {1, array},
     "frozenset": lambda array: frozenset((1, array)),
     "deque": lambda array: collections.deque([array]),

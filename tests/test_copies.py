@@ -188,6 +188,16 @@ class Spread(tuple[Any, ...]):
         return super().__new__(cls, items)
 
 
+class TupleWithNote(tuple[Any, ...]):  # noqa: SLOT001  # its attributes are what it is for
+    note: Any
+    array: Any
+
+
+class SetWithNote(frozenset[Any]):
+    note: Any
+    array: Any
+
+
 class PairWithNote(Pair):
     note: Any = None
 
@@ -238,6 +248,18 @@ def test_a_tuple_of_a_class_with_its_own_ways_stays_what_it_is(machine):
     assert (type(spread), len(spread), spread[1]) == (Spread, 2, 2)
     assert type(copies.to_host(noted)) is PairWithNote
     assert type(copies.to_host(noted).note) is PinnedArray
+
+
+@pytest.mark.parametrize("kind", [PairWithNote, TupleWithNote, SetWithNote])
+def test_attributes_of_what_is_made_anew_are_not_lost(machine, kind):
+    array = machine.plain.array([1.0])
+    value: Any = kind(array, 2) if kind is PairWithNote else kind([array, 2])
+    value.note, value.array = "cat", array
+
+    copy = copies.to_host(value)
+
+    assert (type(copy), copy.note, type(copy.array)) == (kind, "cat", PinnedArray)
+    assert (value.note, value.array is array) == ("cat", True)
 
 
 def test_an_attribute_that_is_no_field_of_a_dataclass_is_not_lost(machine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import gc
@@ -35,7 +36,10 @@ from gpufut import (
     sim,
     wait_all,
 )
+from gpufut.frameworks.sim import SimLibrary
 from gpufut.future import MAX_NESTING
+from gpufut.handoff import Handoff
+from tests.worlds import until
 
 PATIENCE = 20.0  # seconds; only a failing test waits so long
 
@@ -99,6 +103,11 @@ def notes(log: list[Any], what: object) -> Callable[[object], None]:
     return callback
 
 
+def completes(future: Future[Any]) -> Callable[[object], None]:
+    """A callback that completes another future."""
+    return lambda _: future.set_result(1)
+
+
 def nested(levels: int, innermost: Callable[[], object]) -> None:
     """Call *innermost* inside so many callbacks inside one another."""
     if not levels:
@@ -141,6 +150,22 @@ def test_repr_of_a_pending_future_counts_its_callbacks_and_not_its_waiters():
 
     future.set_result(1)
     thread.join(PATIENCE)
+
+
+def test_repr_of_a_pending_future_does_not_count_the_coroutines_that_wait_for_it():
+    future: Future[int] = Future()
+
+    async def wait() -> str:
+        task = asyncio.ensure_future(asyncio.wait_for(future, PATIENCE))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert future._entries
+        said = repr(future)
+        future.set_result(1)
+        assert await task == 1
+        return said
+
+    assert asyncio.run(wait()).endswith(": pending>")
 
 
 def test_repr_of_a_completed_future_says_how_it_ended():
@@ -708,6 +733,52 @@ def test_a_callback_registered_on_a_completed_future_runs_at_once():
     assert child.done()
 
 
+@pytest.mark.parametrize("of_a_child", [False, True])
+@pytest.mark.parametrize("which", ["b", "c", "d"])
+def test_a_finalizer_may_take_a_callback_back_while_they_are_taken_over(which, of_a_child):
+    """CPython 3.11 collects garbage where a list is made, in the middle of that; later ones do not.
+
+    Each runs at most once, and none is lost that was not taken back.
+    """
+    parent: Future[int] = Future()
+    future = parent.then(lambda done: done.value()) if of_a_child else parent
+    log: list[str] = []
+    callbacks = {name: notes(log, name) for name in "abcd"}
+    for callback in callbacks.values():
+        future.add_done_callback(callback)
+    removed: list[int] = []
+
+    class Owner:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            removed.append(future.remove_done_callback(callbacks[which]))
+
+    gc.collect()
+    thresholds, was_enabled = gc.get_threshold(), gc.isenabled()
+    gc.disable()
+    try:
+        Owner()
+        kept: list[list[int]] = [
+            [] for _ in range(1000)
+        ]  # so that none is left over that could be used again
+        gc.set_threshold(1, 10_000, 10_000)
+        more = [[0] for _ in range(100)]
+        gc.enable()
+        parent.set_result(1)
+    finally:
+        gc.disable()
+        gc.set_threshold(*thresholds)
+        gc.collect()
+        if was_enabled:
+            gc.enable()
+
+    assert len(kept) == 10 * len(more)
+    assert removed in ([0], [1])
+    assert log == [name for name in "abcd" if name != which or removed == [0]]
+
+
 def test_an_error_in_a_done_callback_is_logged_with_its_traceback_and_stops_there(caplog):
     future: Future[int] = Future()
     log: list[str] = []
@@ -800,6 +871,183 @@ def test_an_interrupt_in_a_nested_callback_reaches_the_outermost_caller():
         outer.set_result(1)
     assert log == ["next"]
     assert isinstance(child.exception(), KeyboardInterrupt)
+
+
+class Strikes(logging.Handler):
+    """A log that cannot be written, once."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self._error: BaseException | None = error
+
+    def emit(self, _: logging.LogRecord) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RecursionError, ValueError])
+def test_what_strikes_while_a_callbacks_error_is_logged_leaves_the_thread_as_it_was(
+    monkeypatch, error, others
+):
+    log: list[int] = []
+    monkeypatch.setattr(logging.getLogger("gpufut"), "handlers", [Strikes(error())])
+    future: Future[int] = Future()
+    future.add_done_callback(lambda _: 1 // 0)
+    for _ in range(others):
+        future.add_done_callback(notes(log, 0))
+
+    with pytest.raises(error):
+        future.set_result(1)
+
+    assert gpufut.future._local.thread.depth == 0
+    futures: list[Future[int]] = [Future() for _ in range(2 * MAX_NESTING)]
+    for number, (each, following) in enumerate(itertools.pairwise(futures), 1):
+        each.add_done_callback(notes(log, number))
+        each.add_done_callback(completes(following))
+    futures[0].set_result(1)
+    assert sorted(log) == [*[0] * others, *range(1, 2 * MAX_NESTING)]
+
+
+def strike_once(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    error: type[BaseException] = KeyboardInterrupt,
+) -> None:
+    """Let Ctrl-C, or another error, strike on the threshold of a function, once."""
+    function = getattr(owner, name)
+
+    def struck(*arguments: Any) -> Any:
+        monkeypatch.setattr(owner, name, function)
+        raise error(name)
+
+    monkeypatch.setattr(owner, name, struck)
+
+
+@pytest.mark.parametrize("second", [KeyboardInterrupt("in the callback"), SystemExit(3)])
+def test_after_an_interrupt_in_an_errand_another_one_in_what_it_sets_off_stops_nobody(
+    machine, monkeypatch, second
+):
+    future: Future[Any] = Future()
+    log: list[str] = []
+    child = future.then(lambda _: 1)
+
+    def raises(_: object) -> None:
+        raise second
+
+    child.add_done_callback(raises)
+    future.add_done_callback(notes(log, "rest"))
+    other = future.then(lambda _: 2)
+    strike_once(monkeypatch, Handoff, "lend_streams")
+
+    with pytest.raises(KeyboardInterrupt, match="lend_streams"):
+        future.set_result(machine.plain.array([1.0]))
+
+    assert child.done()
+    assert log == ["rest"]
+    assert other.value() == 2
+
+
+def test_after_an_interrupt_in_an_errand_another_one_in_looking_after_it_stops_nobody(
+    machine, monkeypatch
+):
+    future: Future[Any] = Future()
+    child, other = future.then(lambda _: 1), future.then(lambda _: 2)
+    strike_once(monkeypatch, Handoff, "lend_streams")
+    strike_once(monkeypatch, gpufut.future, "_interrupted")
+
+    with pytest.raises(KeyboardInterrupt, match="lend_streams"):
+        future.set_result(machine.plain.array([1.0]))
+
+    with pytest.raises(KeyboardInterrupt, match="lend_streams"):
+        child.value()
+    assert other.value() == 2
+
+
+@pytest.mark.parametrize("derive", ["then", "to_host", "to"])
+def test_a_driver_that_fails_on_the_way_out_of_a_callback_keeps_nobody_waiting(
+    machine, monkeypatch, caplog, derive
+):
+    """The child is complete by then, and has its value."""
+    restore, error = SimLibrary.restore_streams, RuntimeError("an illegal address")
+    future: Future[Any] = Future()
+    child = {
+        "then": lambda: future.then(lambda done: done.value()),
+        "to_host": future.to_host,
+        "to": lambda: future.to("sim:1"),
+    }[derive]()
+    grandchild = child.then(lambda done: done.value().get().tolist() if derive != "to_host" else 1)
+    ready = threading.Event()
+    child.add_done_callback(lambda _: ready.set())
+
+    def fails(library: SimLibrary, saved: Any) -> None:
+        restore(library, saved)
+        monkeypatch.setattr(SimLibrary, "restore_streams", restore)
+        raise error
+
+    monkeypatch.setattr(SimLibrary, "restore_streams", fails)
+    with caplog.at_level(logging.ERROR, "gpufut"):
+        future.set_result(machine.plain.array([1.0]))
+
+    assert ready.is_set()
+    assert grandchild.done()
+    assert child.exception() is None
+    assert [each.exc_info and each.exc_info[1] for each in caplog.records] == [error]
+
+
+@pytest.mark.parametrize("waiters", [1, 2, 3])
+def test_an_interrupt_while_a_coroutine_of_another_thread_is_woken_does_not_lose_it(
+    monkeypatch, waiters
+):
+    future: Future[int] = Future()
+    values: list[int] = []
+    loop = asyncio.new_event_loop()
+
+    async def one() -> None:
+        values.append(await future)
+
+    async def all_of_them() -> None:
+        await asyncio.wait([asyncio.ensure_future(one()) for _ in range(waiters)], timeout=5.0)
+
+    thread = in_thread(lambda: loop.run_until_complete(all_of_them()), loop.close)
+    until(lambda: len(future._entries) == waiters, "all of them wait")
+    strike_once(monkeypatch, loop, "call_soon_threadsafe")
+    with pytest.raises(KeyboardInterrupt):
+        future.set_result(1)
+    thread.join(PATIENCE)
+
+    assert values == [1] * waiters
+
+
+@pytest.mark.parametrize("where", ["threshold", "loop"])
+@pytest.mark.parametrize("waiters", [1, 2])
+def test_a_coroutine_is_woken_later_if_there_is_no_stack_left_to_wake_it(
+    monkeypatch, waiters, where
+):
+    future: Future[int] = Future()
+    values: list[int] = []
+
+    async def one() -> None:
+        values.append(await future)
+
+    async def all_of_them() -> None:
+        tasks = [asyncio.ensure_future(one()) for _ in range(waiters)]
+        await asyncio.sleep(0)
+        if where == "loop":
+            loop = asyncio.get_running_loop()
+            strike_once(monkeypatch, type(loop), "call_soon_threadsafe", RecursionError)
+        else:
+            strike_once(monkeypatch, gpufut.future._LoopGate, "release", RecursionError)
+        with pytest.raises(RecursionError):
+            future.set_result(1)
+        completed(1).add_done_callback(lambda _: None)
+        await asyncio.wait(tasks, timeout=5.0)
+
+    asyncio.run(all_of_them())
+
+    assert values == [1] * waiters
 
 
 def test_a_child_cancelled_by_its_own_callback_stays_cancelled():
@@ -1213,6 +1461,49 @@ def test_completing_a_future_with_no_stack_left_puts_its_callbacks_off_and_loses
 
     assert torn
     assert all(child.done() for child in torn)
+
+
+def test_the_first_callback_of_a_thread_is_not_lost_if_there_is_no_stack_left(monkeypatch):
+    """It needs the thread's account, which is made by a call."""
+    make, log = gpufut.future._Thread.__init__, []
+    future: Future[int] = Future()
+    future.add_done_callback(notes(log, "ran"))
+
+    def complete() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(gpufut.future._Thread, "__init__", no_room)
+            with pytest.raises(RecursionError):
+                future.set_result(1)
+        completed(1).add_done_callback(notes(log, "next"))
+
+    def no_room(_: object) -> None:
+        raise RecursionError("on purpose")
+
+    assert gpufut.future._local.thread.depth == 0  # this thread has one
+    in_thread(complete).join(PATIENCE)
+
+    assert gpufut.future._Thread.__init__ is make
+    assert sorted(log) == ["next", "ran"]
+
+
+def test_what_an_errand_finds_no_stack_for_waits_only_for_the_next_completion():
+    """Not for a callback: the next one may never come."""
+    log: list[str] = []
+    future: Future[int] = Future()
+    future.add_done_callback(notes(log, "ran"))
+    orphans = gpufut.future._orphans.pairs
+    orphans += [(completed(1), list(future._entries))]
+
+    first: Future[int] = Future()
+    collected = collect_all([first])
+    first.set_result(1)
+
+    assert collected.done()
+    assert log == ["ran"]
+    assert not orphans
+
+
+# -- what stays alive ------------------------------------------------------------------------------
 
 
 # -- what stays alive ------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from gpufut import (
     set_manager,
     sim,
 )
+from gpufut import handoff as handoffs
 from gpufut.device import parse_devices
 from gpufut.frameworks import Owner
 from gpufut.frameworks.sim import SimLibrary
@@ -294,7 +295,7 @@ def test_streams_of_one_handle_on_two_devices_are_two_streams(machine):
 
     lane.runtime = Runtime()  # type: ignore[assignment]
     handoff._arrays = [(Framework(), FIRST, array)]  # type: ignore[list-item]
-    handle = handoff.marks[0].handle
+    _, handle, _, _ = handoff.marks[0]
     handoff._hand_to(lane, handle, None)
 
     assert waits == [(1, handle)]
@@ -313,6 +314,20 @@ def test_each_distinct_current_stream_waits_once_for_each_event(machine):
     with machine.plain.stream(own):
         future.wait()  # the other library is on the default stream now
     assert machine.stats.waits == 3
+    gate.open()
+
+
+def test_a_value_of_many_arrays_is_waited_for_once(machine):
+    array, gate, _ = held(machine)
+    with machine.plain.stream(machine.stream()):
+        future: Future[Any] = Future()
+        future.set_result([array, machine.plain.array([1.0]), machine.plain.array([2.0])])
+    own = machine.stream()
+
+    with machine.plain.stream(own), machine.tracking.stream(own):
+        future.wait()
+
+    assert machine.stats.waits == 1
     gate.open()
 
 
@@ -540,6 +555,65 @@ def test_others_are_watched_on_while_a_callback_of_the_watching_thread_waits_for
     assert started.wait(PATIENCE)
     assert children[0].wait() is True
     assert machine.gates_expired == 0
+
+
+@pytest.mark.parametrize("how", ["then", "add_done_callback"])
+def test_a_callback_comes_after_the_work_even_if_neither_stream_nor_thread_is_to_be_had(
+    machine, monkeypatch, how
+):
+    """Where no stream can be lent the host waits, and first asks for a thread to watch devices."""
+    asked: list[int] = []
+
+    def refuse() -> None:
+        asked.append(1)
+        raise RuntimeError("can't start new thread")
+
+    stream, array = machine.stream(), machine.plain.array([1.0])
+    machine.synchronize()
+    stream.launch(lambda x: x.fill(2.0), writes=[array], duration=1.0)
+    future: Future[Any] = Future()
+    seen: list[bool] = []
+    getattr(future, how)(lambda done: seen.append(done.query()))
+    monkeypatch.setattr(handoffs, "before_blocking", refuse)
+    machine.fail_next("create_stream", RuntimeError("none"))
+
+    future.set_result(array, streams=[stream])
+
+    assert asked
+    assert seen == [True]
+
+
+def test_lent_streams_say_which_they_are_and_that_it_is_none_if_one_is_wanting(
+    machine, monkeypatch
+):
+    array, _, stream = held(machine)
+    handoff = record([array], None, resolve_streams([stream]))
+    assert handoff is not None
+
+    lent = handoff.lend_streams((SECOND,))
+    with lent:
+        assert lent.streams is not None
+        assert {each.device for each in lent.streams} == {FIRST, SECOND}
+        for each in lent.streams:
+            assert gpufut.current_stream(each.device) == each
+        first = lent.streams[0]
+    assert not first.query()  # it was told to wait
+
+    runtime = runtimes.get("sim")
+    create = runtime.create_stream
+
+    def refuse(device: int, priority: int) -> int:
+        if device == 1:
+            raise RuntimeError("none")
+        return create(device, priority)
+
+    set_manager(Manager(housekeeping=None))  # with pools of its own
+    monkeypatch.setattr(runtime, "create_stream", refuse)
+    done = record([machine.plain.array([1.0])])
+    assert done is not None
+    unlent = done.lend_streams((SECOND,))
+    with unlent:
+        assert unlent.streams is None  # not one of two
 
 
 def test_callbacks_run_on_a_failed_device_too(machine, caplog):

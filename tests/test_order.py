@@ -246,6 +246,31 @@ def test_of_several_futures_the_last_comes_after_all(log):
     assert told == ["release", "release", "release", "acquire"]
 
 
+ASKED: dict[str, Callable[[Future[Any]], object]] = {
+    "wait": lambda f: f.wait(),
+    "query": lambda f: f.query(),
+    "synchronize": lambda f: f.synchronize(),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_who_finds_the_work_finished_comes_after_who_has_seen_that(ask):
+    log, before = Log(), set_manager(Manager(housekeeping=None))
+    with sim.Machine() as machine:
+        future: Future[Any] = Future()
+        future.set_result(machine.plain.array([1.0]))
+        order.watch(log)
+        future.synchronize()
+        told = log.of(future._handoff)
+        ask(future)
+        after = log.of(future._handoff)[len(told) :]
+        order.watch(None)
+    set_manager(before)
+
+    assert told[0] == "release"
+    assert "acquire" in after
+
+
 def test_a_callback_that_was_registered_while_somebody_watched_can_be_taken_back(log):
     def callback(future: Future[Any]) -> None:
         pass

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -206,6 +207,25 @@ def test_an_interrupt_in_a_callback_is_reported_and_the_others_are_served(monkey
     assert reported[0].thread.name == "gpufut-reactor"
 
 
+@pytest.mark.usefixtures("_fresh")
+def test_a_hook_of_the_users_that_raises_does_not_end_the_watching(monkeypatch, capsys):
+    def hook(_: object) -> None:
+        raise RuntimeError("the hook's own")
+
+    def interrupts(_: object) -> None:
+        raise KeyboardInterrupt("on purpose")
+
+    monkeypatch.setattr(threading, "excepthook", hook)
+    reactor.watch(lambda: True, interrupts)
+    told = Told()
+    reactor.watch(lambda: True, told)
+
+    assert told.wait() == [None]
+    printed = capsys.readouterr().err
+    assert "KeyboardInterrupt: on purpose" in printed
+    assert "RuntimeError: the hook's own" in printed
+
+
 def test_a_callback_that_blocks_hands_the_watching_over():
     release, blocked = threading.Event(), threading.Event()
 
@@ -371,6 +391,47 @@ def test_a_thread_that_could_not_be_started_is_tried_again(monkeypatch):
 
     assert told.wait() == [None]
     reactor._reactor.stop()
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_a_thread_that_ended_and_could_not_be_started_again_is_tried_again(monkeypatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    looked([], "look")
+    reactor._reactor.stop()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            reactor.watch(lambda: True, Told())
+    told = Told()
+    reactor.watch(lambda: True, told)
+
+    assert told.wait() == [None]
+
+
+@pytest.mark.usefixtures("_fresh")
+def test_what_comes_while_the_thread_ends_keeps_it_from_that(monkeypatch):
+    """It has given the permit back, and is asked to watch before it has gone."""
+    told, after = Told(), Told()
+    append = reactor._reactor._watched.append
+
+    class Permit(deque[None]):
+        def append(self, permit: None) -> None:
+            append(reactor._Watched(lambda: True, told, 0.0))
+            super().append(permit)
+
+    monkeypatch.setattr(reactor._reactor, "_permit", Permit(reactor._reactor._permit))
+    looked([], "look")
+    thread = reactor._reactor._thread
+    assert thread is not None
+    monkeypatch.setattr(thread, "join", lambda timeout: None)  # it goes on
+    reactor._reactor.stop()
+
+    assert told.wait() == [None]
+    reactor.watch(lambda: True, after)
+    assert after.wait() == [None]
+    assert reactor._reactor._thread is thread
 
 
 def test_many_threads_may_ask_at_the_same_time_and_one_is_started(monkeypatch):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from gpufut import (
     Stream,
     current_stream,
     get_manager,
+    host,
     set_manager,
     sim,
 )
@@ -177,6 +181,44 @@ def test_a_second_thread_needs_a_stream_while_the_first_still_makes_the_only_one
 
     assert len({child.value() for child in children}) == 1
     assert stats().streams == 1
+
+
+def test_a_signal_handler_that_strikes_while_the_only_stream_is_made_gets_its_callback_too(
+    machine, monkeypatch
+):
+    """On the current stream: it cannot wait for a stream that its own thread is about to make."""
+    with_manager(stream_limit=1)
+    array = machine.plain.array([1.0])
+    runtime = runtime_of("sim")
+    create = runtime.create_stream
+    log: list[str] = []
+
+    def struck(device: int, priority: int) -> int:
+        monkeypatch.setattr(runtime, "create_stream", create)
+        completed(array).add_done_callback(lambda _: log.append("the handler's"))
+        return create(device, priority)
+
+    def waits(_: float) -> None:
+        raise RuntimeError("it would wait for ever")
+
+    monkeypatch.setattr(runtime, "create_stream", struck)
+    monkeypatch.setattr(host, "sleep", waits)
+    with pytest.raises(DeviceUnavailableError, match="struck while its own thread was creating"):
+        pool_struck(machine, monkeypatch)
+    completed(array).add_done_callback(lambda _: log.append("ours"))
+
+    assert log == ["the handler's", "ours"]
+    assert stats().streams == 1
+    assert stats().lent == 0
+
+
+def pool_struck(machine: sim.Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Borrow a stream of a pool of one, in the middle of making that one."""
+    with monkeypatch.context() as patch:
+        runtime = runtime_of("sim")
+        pool = room.StreamPool(runtime, 0, 0, 1)
+        patch.setattr(runtime, "create_stream", lambda device, priority: pool.borrow([]))
+        pool.borrow([])
 
 
 def test_many_threads_get_no_more_streams_than_the_limit_and_give_all_back(machine):
@@ -914,6 +956,69 @@ def test_a_library_that_fails_on_the_way_out_does_not_keep_the_others_from_their
         use()
 
     assert other.current_stream(0) is before
+
+
+def test_ctrl_c_in_the_standard_librarys_part_of_a_with_statement_does_not_keep_the_stream_current(
+    machine,
+):
+    """It knows nothing of that. The stream is current no longer than the traceback lives."""
+    before, stream = currents(machine), machine.stream()
+    struck: list[str] = []
+    found: list[list[int]] = []
+    left = 0
+
+    def strike(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        # Where a signal is served: on entering a function, and when a call returns.
+        if event in ("call", "c_return") and frame.f_code.co_filename == contextlib.__file__:
+            left -= 1
+            if left < 0:
+                sys.setprofile(None)
+                struck.append(frame.f_code.co_name)
+                raise KeyboardInterrupt
+
+    for place in itertools.count():
+        left = place
+        sys.setprofile(strike)
+        try:
+            with gpufut.stream(stream):
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        found.append(currents(machine))
+        if left >= 0:
+            break
+
+    assert found == [before] * len(found)
+    assert {"__enter__", "__exit__"} <= {*struck}
+
+
+def test_a_function_may_be_called_under_a_stream_in_several_threads_at_once(machine):
+    stream, own = machine.stream(), [machine.stream() for _ in range(2)]
+    inside, go_on = [threading.Event() for _ in range(2)], [threading.Event() for _ in range(2)]
+    seen: dict[int, tuple[set[int], set[int]]] = {}
+
+    @gpufut.stream(stream)
+    def work(number: int) -> set[int]:
+        inside[number].set()
+        assert go_on[number].wait(PATIENCE)
+        return set(currents(machine))
+
+    def run(number: int) -> None:
+        with gpufut.stream(own[number]):
+            seen[number] = work(number), set(currents(machine))
+
+    threads = []
+    for number in range(2):
+        threads.append(in_thread(functools.partial(run, number)))
+        assert inside[number].wait(PATIENCE)
+    for number in range(2):  # the first to come is the first to go
+        go_on[number].set()
+        threads[number].join(PATIENCE)
+
+    assert seen == {number: ({stream.handle}, {own[number].handle}) for number in range(2)}
 
 
 def test_a_handle_that_belongs_to_nobody_leaves_nothing_current(machine):

@@ -148,8 +148,11 @@ class ArrayType(NamedTuple):
 class Adapter(Protocol):
     """What the module of an adapter offers."""
 
-    def frameworks(self, device_type: str) -> Sequence[Framework]:
-        """Those of its frameworks that can be used now for a type of device. Creates no context."""
+    def frameworks(self, device_type: str) -> Sequence[Framework] | None:
+        """Those of its frameworks that can be used for a type of device. Creates no context.
+
+        None if there are none now, and there may be some the next time.
+        """
 
     def array_type(self, kind: type) -> ArrayType | None:
         """How to treat instances of *kind*; None if it is no array type of this adapter."""
@@ -273,14 +276,31 @@ def framework_of(kind: type, device_type: str) -> Framework | None:
     return None
 
 
-def loaded(device_type: str) -> list[Framework]:
+# What `loaded` has found, by type of device, and how many modules there were: to import a framework
+# makes them hundreds more.
+_served: Final[dict[str, tuple[int, tuple[Framework, ...]]]] = {}
+on_new_devices(_served.clear)
+on_reset(_served.clear)
+
+
+def loaded(device_type: str) -> tuple[Framework, ...]:
     """The frameworks that serve devices of a type and are loaded in this process."""
+    known = _served.get(device_type)
+    if known is not None and known[0] == len(sys.modules):
+        return known[1]
+    count = len(sys.modules)  # before the first look
     found: list[Framework] = []
-    for root in _ADAPTERS:
+    is_final = True
+    for root, (_, sign) in _ADAPTERS.items():
         adapter = adapter_of(root)
-        if adapter is not None:
-            found += adapter.frameworks(device_type)
-    return found
+        answer = None if adapter is None else adapter.frameworks(device_type)
+        if answer is not None:
+            found += answer
+        elif adapter is not None or sign in sys.modules:  # hidden, or in the middle of its import
+            is_final = False
+    if found and is_final:
+        _served[device_type] = count, tuple(found)
+    return tuple(found)
 
 
 def stream_types(device_type: str) -> tuple[type, ...]:

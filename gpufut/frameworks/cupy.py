@@ -275,7 +275,7 @@ class CuPyAdapter:
     def __init__(self) -> None:
         self._works = False
 
-    def frameworks(self, device_type: str) -> Sequence[Framework]:
+    def frameworks(self, device_type: str) -> Sequence[Framework] | None:
         if device_type != "cuda":
             return ()
         if not self._works:
@@ -283,8 +283,8 @@ class CuPyAdapter:
             try:
                 self._works = cuda.runtime.getDeviceCount() > 0
             except RuntimeError:
-                return ()
-        return (_CUPY,) if self._works else ()
+                return None
+        return (_CUPY,) if self._works else None
 
     def array_type(self, kind: type) -> ArrayType | None:
         return _ARRAY_TYPES.get(kind)

@@ -43,6 +43,13 @@ _STREAM: Final = torch.Stream.__mro__[-2]
 
 _use_count: Final = torch._C._storage_Use_Count
 
+# What `torch.accelerator.current_stream` comes to, without its look at what kind of thing names the
+# device; every hand-off asks twice.
+_current_stream: Final = cast(
+    "Callable[[int], torch.Stream]",
+    getattr(torch._C, "_accelerator_getStream", None) or torch.accelerator.current_stream,
+)
+
 
 class _Torch(abc.ABC):
     """torch on one type of device: what is the same on all.
@@ -91,8 +98,19 @@ class _Torch(abc.ABC):
 
         Sparse, nested and wrapping tensors: what they are made of.
         """
-        tensor = cast(torch.Tensor, array)
+        tensor: Any = array
         recorded = self._streams.get((device, stream)) or self._stream(device, stream)
+        try:
+            # What most tensors are: `_tell`, written out.
+            if (
+                type(tensor) is torch.Tensor
+                and not (tensor.requires_grad or tensor.is_cpu)
+                and (self._owns or self._find_owner_test())(tensor.untyped_storage())
+            ):
+                tensor.record_stream(recorded)
+                return None
+        except Exception:
+            pass
         unheard: list[object] = []
         self._tell(tensor, recorded, unheard)
         # Asking a tensor inside a graph for its gradient would warn.
@@ -176,6 +194,11 @@ class CudaTorch(_Torch):
 
     def __init__(self) -> None:
         super().__init__("cuda")
+        self._is_awake = False
+        runtimes.on_reset(self._look_again)
+
+    def _look_again(self) -> None:
+        self._is_awake = False  # torch in a forked child is not initialised
 
     def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
         # For memory that any thread may free, and to each 2 means a default stream of its own. The
@@ -203,8 +226,10 @@ class CudaTorch(_Torch):
     def current_stream(self, device: int) -> StreamHandle | None:
         # As long as torch has not been initialised it has launched nothing, and asking it would
         # make a context on the current device.
-        if not torch.cuda.is_initialized():
-            return _LEGACY
+        if not self._is_awake:
+            if not torch.cuda.is_initialized():
+                return _LEGACY
+            self._is_awake = True
         handle: int = torch._C._cuda_getCurrentRawStream(device)
         return handle or _LEGACY
 
@@ -265,7 +290,7 @@ class AcceleratorTorch(_Torch):
         return torch.Stream(stream_id=handle, device_index=device, device_type=number)
 
     def current_stream(self, device: int) -> StreamHandle | None:
-        handle: int = torch.accelerator.current_stream(device).stream_id
+        handle: int = _current_stream(device).stream_id
         return handle
 
     # What is saved: the current device, because to set a stream is to switch to its device; and the

@@ -23,7 +23,7 @@ __all__ = [
     "Runtime",
     "StreamHandle",
     "default_type",
-    "forks",
+    "fork_count",
     "get",
     "on_helper_thread",
     "on_reset",
@@ -153,7 +153,9 @@ def default_type() -> str:
 # Whoever keeps handles of a runtime forgets them when they become meaningless: in a forked child,
 # and when another simulated machine takes over.
 _reset_hooks: list[Callable[[], object]] = []
-_forks = 0
+
+# How many forks lie between this process and the one that imported gpufut.
+fork_count = 0
 
 
 def on_reset(hook: Callable[[], object]) -> None:
@@ -168,11 +170,6 @@ def reset() -> None:
     """Tell everybody to forget their handles."""
     for hook in _reset_hooks:
         hook()
-
-
-def forks() -> int:
-    """How many forks lie between this process and the one that imported gpufut."""
-    return _forks
 
 
 # What a runtime has to do in each of gpufut's own threads, before it is asked anything there.
@@ -203,8 +200,8 @@ def prepare_helper_thread(prepared: int) -> int:
 
 
 def _after_fork_in_child() -> None:
-    global _forks
-    _forks += 1
+    global fork_count
+    fork_count += 1
     reset()
 
 

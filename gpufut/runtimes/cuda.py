@@ -361,7 +361,7 @@ class RawRuntime(CudaRuntime):
         return driver.on(device, self._create_event, device)
 
     def _create_event(self, device: int) -> EventHandle:
-        dead = self._dead.setdefault((runtimes.forks(), device), deque())
+        dead = self._dead.setdefault((runtimes.fork_count, device), deque())
         while dead:
             try:
                 number = dead.popleft()

@@ -80,6 +80,7 @@ def disturbed(
         longest: Seconds.
     """
     record, wait = runtime.record, runtime.wait
+    before = {name: vars(runtime)[name] for name in ("record", "wait") if name in vars(runtime)}
 
     def disturb(device: int, stream: int) -> None:
         # A graph would keep the delay for good.
@@ -99,6 +100,7 @@ def disturbed(
         yield
     finally:
         del runtime.record, runtime.wait
+        vars(runtime).update(before)  # of chaos around this
 
 
 # -- how to keep a stream busy ---------------------------------------------------------------------

@@ -12,7 +12,7 @@ import threading
 from ctypes import byref, c_int, c_uint64, c_void_p, cast
 from typing import Any, Final
 
-from gpufut import driver
+from gpufut import driver, runtimes
 from gpufut.streams import resolve
 
 __all__ = ["Gate", "delay"]
@@ -105,9 +105,9 @@ class _Kernels:
         self.call("cuStreamSynchronize", c_void_p(stream))
 
 
-_lock = (
-    threading.Lock()
-)  # guards what follows; the driver is called while it is held, in setting up
+# Guards what follows; the driver is called while it is held, in setting up. Re-entrant, because a
+# signal handler may hand on arrays too.
+_lock = threading.RLock()
 _kernels: dict[int, _Kernels] = {}
 _pages: list[int] = []  # addresses, of which only the last one has gates to give away
 _taken = 0
@@ -115,7 +115,7 @@ _taken = 0
 
 def _forget() -> None:
     global _lock, _taken
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _kernels.clear()
     _pages.clear()
     _taken = 0
@@ -126,6 +126,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def _kernels_of(device: int) -> _Kernels:
+    found = _kernels.get(device)
+    if found is not None:
+        return found
     with _lock:
         found = _kernels.get(device)
         if found is None:
@@ -145,6 +148,10 @@ def delay(device: int, stream: int, seconds: float) -> None:
               of the device's clock.
     """
     kernels = _kernels_of(device)
+    runtime = runtimes.get("cuda")
+    if not runtime.can_be_captured(stream):
+        # A default stream: this raises if using it would break somebody's capture.
+        runtime.stream_query(device, stream)
     driver.on(device, kernels.launch, b"delay", stream, c_uint64(int(seconds * 1e9)))
 
 
@@ -157,7 +164,9 @@ class Gate:
 
     def __init__(self, seconds: float = 5.0) -> None:
         self._nanoseconds = int(seconds * 1e9)
-        self._words: Any = None  # two integers, once there is a device on which to have them
+        self._is_open = False
+        # Two integers, once there is a device on which to have them; those of whoever came first.
+        self._claims: list[Any] = []
 
     def hold(self, stream: Any) -> None:
         """Let nothing that is launched on the stream from now on run before the gate opens.
@@ -167,22 +176,26 @@ class Gate:
         named = resolve(stream)
         device = named.device.index
         kernels = _kernels_of(device)
-        if self._words is None:
-            self._words = driver.on(device, driver.relaxed, _taken_words, kernels)
+        if not self._claims:
+            self._claims.append(driver.on(device, driver.relaxed, _taken_words, kernels))
+        words = self._claims[0]
+        if self._is_open:  # looked at after claiming: `open` sets it before it looks for a claim
+            words[0] = 1
         driver.on(
             device, kernels.launch, b"gate", named.handle,
-            c_uint64(ctypes.addressof(self._words)), c_uint64(self._nanoseconds),
+            c_uint64(ctypes.addressof(words)), c_uint64(self._nanoseconds),
         )  # fmt: skip
 
     def open(self) -> None:
         """Let the streams go on, for good."""
-        if self._words is not None:
-            self._words[0] = 1
+        self._is_open = True
+        for words in self._claims[:1]:
+            words[0] = 1
 
     @property
     def expired(self) -> bool:
         """Whether a stream went on although nobody had opened the gate."""
-        return self._words is not None and self._words[1] != 0
+        return any(words[1] != 0 for words in self._claims[:1])
 
 
 def _taken_words(kernels: _Kernels) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,6 +64,12 @@ def test_c19_what_is_no_list_of_futures_is_refused(name, wrong):
 def test_c19_a_single_future_is_no_list(name):
     with pytest.raises(TypeError, match="list"):
         COMBINATORS[name](completed())
+
+
+@pytest.mark.parametrize("name", COMBINATORS)
+def test_c19_what_an_iterator_gives_is_looked_at_too(name):
+    with pytest.raises(TypeError, match="item 1 is 'x'"):
+        COMBINATORS[name](each for each in (completed(), "x"))
 
 
 @pytest.mark.parametrize("name", COMBINATORS)
@@ -295,6 +302,15 @@ def test_c19_wait_all_of_an_error_that_is_there_does_not_block():
     assert raised.value is error
 
 
+def test_c19_wait_all_waits_for_what_an_iterator_gives_and_for_all_of_it_together():
+    error = Unhappy()
+
+    assert wait_all(completed(each) for each in (1, 2)) == [1, 2]
+    with pytest.raises(Unhappy) as raised:
+        wait_all((each for each in (Future[int](), failed(error))), timeout=0)
+    assert raised.value is error
+
+
 @pytest.mark.parametrize("timeout", [0, 0.01])
 def test_c19_wait_all_gives_up_after_its_timeout_and_says_so(timeout):
     late = Future[int]()
@@ -396,12 +412,32 @@ def test_c20_collect_any_of_complete_futures_takes_the_first_success_in_the_list
     assert collect_any([failed(), failed(error)]).exception(timeout=0) is error
 
 
+def test_c20_collect_any_takes_any_iterable():
+    assert collect_any(each for each in (failed(), completed(2))).wait(timeout=0) == 2
+
+
 def test_c20_collect_any_takes_the_same_future_twice():
     future = Future[int]()
     outcome = collect_any([future, future])
     future.set_result(1)
 
     assert outcome.wait(timeout=0) == 1
+
+
+@pytest.mark.parametrize("collect", [collect_any, collect_all])
+def test_c18_a_future_that_was_collected_twice_and_not_needed_keeps_nothing(collect):
+    slow, quick = Future[Any](), Future[Any]()
+    collected = collect([slow, slow, quick])
+    watched = weakref.ref(collected)
+    if collect is collect_any:
+        quick.set_result(1)
+    else:
+        quick.set_exception(Unhappy())
+    assert collected.done()
+    del collected
+
+    assert watched() is None
+    assert not slow.done()
 
 
 def test_c20_the_same_failing_future_twice_fails_all_the_same():

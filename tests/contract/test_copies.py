@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpufut
-from gpufut import Future
+from gpufut import Future, wait_all
 from tests.worlds import PATIENCE
 
 
@@ -72,6 +72,17 @@ def test_c12_a_copy_that_has_not_landed_in_time_raises_timeout_error(world):
             copied.wait(timeout=0.01)
         gate.open()
     assert world.read_pinned(copied.wait()) == 3.0
+
+
+def test_c12_the_timeout_of_wait_all_counts_for_the_copies_too(world):
+    with world.closed_gate() as gate:
+        copied = world.produce(3.0, behind=gate).to_host()
+
+        with pytest.raises(TimeoutError):
+            wait_all([copied], timeout=0.01)
+        gate.open()
+    (host,) = wait_all([copied])
+    assert world.read_pinned(host) == 3.0
 
 
 def test_c12_a_coroutine_gets_the_copy_when_it_has_landed(world):

@@ -767,6 +767,16 @@ def lets_as_completed_time_out(future: Future[Any]) -> None:
         list(gpufut.as_completed([future], timeout=0))
 
 
+def lets_wait_all_time_out(future: Future[Any]) -> None:
+    with pytest.raises(TimeoutError):
+        gpufut.wait_all([future], timeout=0)
+
+
+def is_interrupted_in_wait_all(future: Future[Any]) -> None:
+    with signal_once_blocked(signal.SIGINT, interrupt), pytest.raises(KeyboardInterrupt):
+        gpufut.wait_all([future])
+
+
 def takes_a_callback_back(future: Future[Any]) -> None:
     callback = Thing()
     future.add_done_callback(callback)
@@ -777,7 +787,8 @@ def takes_a_callback_back(future: Future[Any]) -> None:
     "leave",
     [
         times_out, is_interrupted, is_interrupted_within_a_timeout, gives_up_awaiting,
-        turns_away_from_as_completed, lets_as_completed_time_out, takes_a_callback_back,
+        turns_away_from_as_completed, lets_as_completed_time_out, lets_wait_all_time_out,
+        is_interrupted_in_wait_all, takes_a_callback_back,
     ],
 )  # fmt: skip
 def test_c18_whoever_stops_waiting_leaves_nothing_behind(leave):

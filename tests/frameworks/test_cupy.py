@@ -620,16 +620,24 @@ def test_a_cupy_that_cannot_use_the_driver_is_left_out(monkeypatch):
 
     monkeypatch.setattr(cuda.runtime, "getDeviceCount", too_old)
     fresh = adapter.CuPyAdapter()
-    assert list(fresh.frameworks("cuda")) == []
+    assert fresh.frameworks("cuda") is None  # to be asked again
 
     monkeypatch.setattr(cuda.runtime, "getDeviceCount", lambda: 2)
-    assert list(fresh.frameworks("cuda")) == [CUPY]
+    assert fresh.frameworks("cuda") == (CUPY,)
+
+
+def test_a_cupy_that_finds_no_device_is_asked_again(monkeypatch):
+    monkeypatch.setattr(cuda.runtime, "getDeviceCount", lambda: 0)
+    fresh = adapter.CuPyAdapter()
+
+    assert fresh.frameworks("cuda") is None
+    assert fresh.frameworks("sim") == ()  # that is final
 
 
 def test_for_another_type_of_device_no_driver_is_asked(monkeypatch):
     monkeypatch.setattr(cuda.runtime, "getDeviceCount", lambda: pytest.fail("asked"))
 
-    assert list(adapter.CuPyAdapter().frameworks("sim")) == []
+    assert adapter.CuPyAdapter().frameworks("sim") == ()
 
 
 def test_arrays_name_no_stream_and_any_stream_object_will_do():

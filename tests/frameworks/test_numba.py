@@ -863,7 +863,7 @@ from gpufut.frameworks.numba import ADAPTER
 
 value = [cuda.to_device(np.ones(3)), cuda.pinned_array(3), cuda.stream(), cuda.event()]
 assert find(value) == [], find(value)
-assert loaded("cuda") == [] and stream_types("cuda") == ()
+assert not loaded("cuda") and stream_types("cuda") == ()
 assert ADAPTER.stream_of(value[2]) is None
 future = gpufut.Future()
 future.set_result(value)

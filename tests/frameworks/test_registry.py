@@ -6,7 +6,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +40,7 @@ class Adapter:
         self._device = device
         self._types = types
 
-    def frameworks(self, device_type: str) -> Sequence[Any]:
+    def frameworks(self, device_type: str) -> Sequence[Any] | None:
         return [SimpleNamespace()] if device_type == self._device.type else []
 
     def array_type(self, kind: type) -> None:
@@ -230,10 +230,99 @@ def test_an_adapter_is_asked_for_the_frameworks_of_one_type_of_device(monkeypatc
     adapters(monkeypatch, fake=Adapter(ABACUS), other=Adapter(QUIPU))
 
     assert len(loaded("abacus")) == len(loaded("quipu")) == 1
-    assert loaded("cuda") == []
+    assert not loaded("cuda")
     assert framework_of(Cord, "abacus") is not None
     assert framework_of(Cord, "quipu") is None
     assert framework_of(int, "abacus") is None
+
+
+class Changes(Adapter):
+    """An adapter whose answer may change, and that counts how often it was asked."""
+
+    def __init__(self, answer: Sequence[Any] | None) -> None:
+        super().__init__(ABACUS)
+        self.answer = answer
+        self.asked = 0
+
+    def frameworks(self, device_type: str) -> Sequence[Any] | None:
+        self.asked += 1
+        return self.answer
+
+
+FIRST, SECOND = SimpleNamespace(name="first"), SimpleNamespace(name="second")
+
+
+def test_adapters_are_asked_once_as_long_as_no_module_comes(monkeypatch):
+    adapter = Changes([FIRST])
+    adapters(monkeypatch, fake=adapter)
+
+    assert [loaded("abacus") for _ in range(3)] == [(FIRST,)] * 3
+    assert adapter.asked == 1
+    loaded("quipu")
+    assert adapter.asked == 2  # it is another question
+
+    adapter.answer = [FIRST, SECOND]
+    monkeypatch.setitem(sys.modules, "no.such.module", ModuleType("no.such.module"))
+    assert loaded("abacus") == (FIRST, SECOND)
+
+
+@pytest.mark.parametrize("happens", [frameworks.new_devices, runtimes.reset])
+def test_adapters_are_asked_again_when_devices_come_and_when_handles_become_meaningless(
+    monkeypatch, happens
+):
+    adapter = Changes([FIRST])
+    adapters(monkeypatch, fake=adapter)
+    assert loaded("abacus") == (FIRST,)
+    adapter.answer = [SECOND]
+    assert loaded("abacus") == (FIRST,)
+
+    happens()
+
+    assert loaded("abacus") == (SECOND,)
+
+
+def test_an_adapter_that_has_none_now_is_asked_again(monkeypatch):
+    """As CuPy where the driver gives no device: it may the next time."""
+    adapter = Changes(None)
+    adapters(monkeypatch, fake=Changes([FIRST]), other=adapter)
+    assert loaded("abacus") == (FIRST,)
+
+    adapter.answer = [SECOND]
+
+    assert loaded("abacus") == (FIRST, SECOND)
+
+
+def test_a_module_that_was_hidden_is_found_when_it_comes_out(monkeypatch):
+    adapters(monkeypatch, fake=Changes([FIRST]))
+    monkeypatch.setitem(frameworks._ADAPTERS, "hidden", ("hidden.adapter", "hidden.sign"))
+    adapter = ModuleType("hidden.adapter")
+    adapter.ADAPTER = Changes([SECOND])  # type: ignore[attr-defined]  # adapters have it
+    monkeypatch.setitem(sys.modules, "hidden.adapter", adapter)
+    monkeypatch.setitem(sys.modules, "hidden.sign", None)
+    assert loaded("abacus") == (FIRST,)
+
+    monkeypatch.setitem(sys.modules, "hidden.sign", ModuleType("hidden.sign"))
+
+    assert loaded("abacus") == (FIRST, SECOND)
+
+
+def test_a_framework_that_comes_while_others_are_asked_is_found_the_next_time(monkeypatch):
+    late = ModuleType("late.adapter")
+    late.ADAPTER = Changes([SECOND])  # type: ignore[attr-defined]  # adapters have it
+    monkeypatch.setitem(sys.modules, "late.adapter", late)
+
+    class Imports(Changes):
+        def frameworks(self, device_type: str) -> Sequence[Any] | None:
+            if "late.sign" not in sys.modules:
+                monkeypatch.setitem(sys.modules, "late.sign", ModuleType("late.sign"))
+            return super().frameworks(device_type)
+
+    adapters(monkeypatch, fake=Imports([FIRST]))
+    before = {"late": ("late.adapter", "late.sign"), **frameworks._ADAPTERS}
+    monkeypatch.setattr(frameworks, "_ADAPTERS", before)
+
+    assert loaded("abacus") == (FIRST,)
+    assert loaded("abacus") == (SECOND, FIRST)
 
 
 # -- classes that a stream has to be of ------------------------------------------------------------

@@ -232,6 +232,7 @@ def elsewhere(built_without: None, monkeypatch: pytest.MonkeyPatch) -> Elsewhere
     accelerator = Elsewhere()
     for name in (each for each in dir(Elsewhere) if not each.startswith("_")):
         monkeypatch.setattr(torch.accelerator, name, getattr(accelerator, name), raising=False)
+    monkeypatch.setattr(adapter, "_current_stream", accelerator.current_stream)
     return accelerator
 
 
@@ -401,6 +402,16 @@ def test_an_accelerator_that_comes_after_the_first_tensors_has_pinned_memory_too
     assert places(OnDevice("xpu:0"))[0][1] == Device("xpu", 0)
 
     assert places(pinned) == [("torch", None, pinned)]
+
+
+def test_a_tensor_on_the_host_is_a_value_without_arrays_however_it_is_handed_on():
+    tensor = torch.zeros(3)
+
+    for _ in range(2):  # when the type is met, and when it is known
+        assert find(tensor) == find([tensor]) == []
+        future = Future[Any]()
+        future.set_result(tensor)
+        assert future.wait() is tensor
 
 
 @pytest.mark.parametrize("build", ["part", "elsewhere"])
@@ -681,8 +692,9 @@ def test_what_functorch_wraps_is_told(cuda, told):
     assert told == [tensor]
 
 
-def test_the_gradient_of_a_leaf_is_kept_with_it(cuda, told):
-    weight = torch.nn.Parameter(torch.empty(4, device="meta"))
+@pytest.mark.parametrize("leaf", [torch.nn.Parameter, torch.Tensor.requires_grad_])
+def test_the_gradient_of_a_leaf_is_kept_with_it(cuda, told, leaf):
+    weight = leaf(torch.empty(4, device="meta"))
     weight.grad = torch.empty(4, device="meta")
 
     assert cuda.keep_memory(weight, 0, 0x7F00) is None
@@ -908,6 +920,16 @@ def test_before_cuda_is_initialised_the_current_stream_is_the_legacy_one(cuda, p
 
     assert cuda.current_stream(0) == 1
     assert part.calls == []
+
+
+def test_in_a_forked_child_torch_is_not_asked_until_it_is_initialised_again(cuda, part):
+    part.streams = {0: 0x7F00}
+    assert cuda.current_stream(0) == 0x7F00
+
+    part.initialized = False
+    runtimes.reset()  # as a fork does
+
+    assert cuda.current_stream(0) == 1
 
 
 @pytest.mark.parametrize("current", [0, 1, 2])

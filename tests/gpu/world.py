@@ -355,7 +355,7 @@ class NumbaLibrary:
 
     def current(self, device: int) -> Any:
         # As gpufut.current_stream says, which notes the device as one that is in use.
-        own = streams._own.of(gpufut.Device("cuda", device))
+        own = streams._own_streams().get(gpufut.Device("cuda", device))
         if own:
             return gpufut.Stream(gpufut.Device("cuda", device), own[-1])
         if self.others:

@@ -21,6 +21,7 @@ from tests.mutants import (
     reactor,
     runtimes,
     streams,
+    testing,
 )
 from tests.mutants.mutant import Mutant
 
@@ -38,4 +39,5 @@ ROOMS: Final[dict[str, tuple[Mutant, ...]]] = {
     "device": device.MUTANTS,
     "frameworks": frameworks.MUTANTS,
     "runtimes": runtimes.MUTANTS,
+    "testing": testing.MUTANTS,
 }

@@ -28,6 +28,14 @@ MUTANTS: Final = (
         name="keys_of_dictionaries_are_missed",
         rule="C3",
         why="an object that is a key hides its arrays",
+        old="            return [*item, *item.values()]\n",
+        new="            return [*item.values()]\n",
+        tests=("test_an_array_is_found_in",),
+    ),
+    _here(
+        name="keys_of_special_dictionaries_are_missed",
+        rule="C3",
+        why="an object that is a key hides its arrays, if the dictionary is of a class of its own",
         old="            return [*dict.keys(item), *dict.values(item)]\n",
         new="            return [*dict.values(item)]\n",
         tests=("test_an_array_is_found_in",),
@@ -84,11 +92,54 @@ MUTANTS: Final = (
         device="standin",
     ),
     _here(
+        name="class_that_cannot_be_hashed_fails_its_future",
+        rule="C3",
+        why="a value whose metaclass has odd manners fails its future",
+        old="""
+    except TypeError:  # a class that cannot be hashed, because its metaclass will not
+        return []
+    if""",
+        new="""
+    except ZeroDivisionError:
+        return []
+    if""",
+        tests=("test_a_class_with_an_unhashable_type_is_a_value_like_any_other",),
+    ),
+    _here(
+        name="tensor_on_the_host_is_handed_on_as_one_of_a_device",
+        rule="C7",
+        why="a host array that is handed on by itself is taken for pinned memory",
+        old="    return [] if place is None else [(place[0], place[1], value)]\n",
+        new="    return [(place[0], place[1], value)] if place else [(None, None, value)]\n",
+        tests=("test_a_tensor_on_the_host_is_a_value_without_arrays_however_it_is_handed_on",),
+    ),
+    _here(
         name="same_array_is_found_twice",
         rule="C2",
         why="an array that is in a value twice is handed over twice",
         old="            elif not test(item) and id(item) not in seen:\n",
         new="            elif not test(item):\n",
+        tests=("test_every_array_of_every_kind_is_found_once_with_its_place",),
+    ),
+    _here(
+        name="type_that_was_learnt_is_not_looked_up",
+        rule="C3",
+        why="what a search meets for the first time it learns again and again, without end",
+        old="""
+                    _learn(kind)
+                    last = None
+""",
+        new="""
+                    _learn(kind)
+""",
+        tests=("test_an_emptied_table_is_filled_again",),
+    ),
+    _here(
+        name="item_is_asked_what_another_type_is_asked",
+        rule="C3",
+        why="after an array every other item is taken for one of its type",
+        old="            if kind is not last:\n",
+        new="            if last is None:\n",
         tests=("test_every_array_of_every_kind_is_found_once_with_its_place",),
     ),
     _here(

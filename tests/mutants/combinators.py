@@ -17,8 +17,8 @@ MUTANTS: Final = (
         name="collect_all_waits_for_all_failures",
         rule="C19",
         why="the first error is known only when the last future has completed",
-        old="        if succeeded is not self._decided_by_success:\n",
-        new="        if succeeded is not self._decided_by_success or not succeeded:\n",
+        old="    if succeeded is not collector._decided_by_success:\n",
+        new="    if succeeded is not collector._decided_by_success or not succeeded:\n",
         tests=("test_c19_collect_all_fails_with_the_first_error_while_others_are_pending",),
     ),
     _collector(
@@ -26,11 +26,13 @@ MUTANTS: Final = (
         rule="C20",
         why="one failure decides although another future may still succeed",
         old="""
-        succeeded = future._state == VALUE or future._state == FENCED
+    collected = collector.collected
+    succeeded = parent._state == VALUE or parent._state == FENCED
 """,
         new="""
-        succeeded = future._state != CANCELLED and self._decided_by_success
-        succeeded = succeeded or future._state == VALUE or future._state == FENCED
+    collected = collector.collected
+    succeeded = parent._state != CANCELLED and collector._decided_by_success
+    succeeded = succeeded or parent._state == VALUE or parent._state == FENCED
 """,
         tests=("test_c20_failures_and_cancellations_do_not_count_while_one_may_succeed",),
     ),
@@ -39,14 +41,14 @@ MUTANTS: Final = (
         rule="C19: doubled",
         why="two futures that complete at once both count as the last, or none does",
         old="""
-            if next(self._left):
-                return False
+        if next(collector._left):
+            return None
 """,
         new="""
-            left = max(self._left - 1, 0)
-            self._left = left
-            if left:
-                return False
+        left = max(collector._left - 1, 0)
+        collector._left = left
+        if left:
+            return None
 """,
         also=(
             (
@@ -83,14 +85,16 @@ MUTANTS: Final = (
         rule="C20",
         why="the collected future has the winner's value and nothing to wait for",
         old="""
-        return self.collected._settle_like(future)
+    return collected if collected._settle_like(parent) else None
 
-    def abandon""",
+
+def _abandon""",
         new="""
-        state = VALUE if succeeded else future._state
-        return self.collected._settle(state, future._result, None)
+    state = VALUE if succeeded else parent._state
+    return collected if collected._settle(state, parent._result, None) else None
 
-    def abandon""",
+
+def _abandon""",
         tests=("test_c20_collect_any_hands_on_the_winners_device_work",),
     ),
     _collector(
@@ -125,9 +129,21 @@ MUTANTS: Final = (
         name="wait_all_waits_one_by_one",
         rule="C19",
         why="an error waits for all futures that stand before it in the list",
-        old="        collect_all(checked).wait(seconds_until(deadline))\n",
-        new="",
+        old="""
+            collected.wait(seconds_until(deadline))
+        except""",
+        new="""
+            pass
+        except""",
         tests=("test_c19_wait_all_raises_the_first_error_without_waiting_for_the_others",),
+    ),
+    _here(
+        name="wait_all_leaves_its_collector_behind",
+        rule="C18",
+        why="a list that is looked at again and again grows with each look, on every future",
+        old="            collected.cancel()\n",
+        new="",
+        tests=("test_c18_whoever_stops_waiting_leaves_nothing_behind",),
     ),
     _here(
         name="as_completed_yields_twice",
@@ -186,5 +202,29 @@ MUTANTS: Final = (
         old="                future.remove_done_callback(self._arrivals.ring)",
         new="                pass",
         tests=("test_c18_whoever_stops_waiting_leaves_nothing_behind",),
+    ),
+    _here(
+        name="wait_all_forgets_its_timeout_for_copies",
+        rule="C9, C12",
+        why="wait_all waits for ever for a copy to the host that hangs, whatever its timeout",
+        old="        return [future.wait(seconds_until(deadline)) for future in checked]\n",
+        new="        return [future.wait() for future in checked]\n",
+        tests=("test_c12_the_timeout_of_wait_all_counts_for_the_copies_too",),
+    ),
+    _collector(
+        name="collector_leaves_a_future_once",
+        rule="C18",
+        why="a future that was collected twice keeps the collected one while it is pending",
+        old="""
+        for future in futures:
+            if future._state == PENDING:
+                future._forget(entry)
+""",
+        new="""
+        for future in dict.fromkeys(futures):
+            if future._state == PENDING:
+                future._forget(entry)
+""",
+        tests=("test_c18_a_future_that_was_collected_twice_and_not_needed_keeps_nothing",),
     ),
 )

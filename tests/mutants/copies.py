@@ -69,4 +69,12 @@ MUTANTS: Final = (
 """,
         tests=("test_a_list_that_holds_itself_does_so_in_the_copy",),
     ),
+    _here(
+        name="attributes_that_stay_are_lost",
+        rule="C12: what is made anew is made anew with its attributes",
+        why="a copied tuple of a class of the user's has only those attributes that hold arrays",
+        old='        self._set(made, {**getattr(value, "__dict__", {}), **attributes})\n',
+        new="        self._set(made, attributes)\n",
+        tests=("test_attributes_of_what_is_made_anew_are_not_lost",),
+    ),
 )

@@ -30,6 +30,74 @@ MUTANTS: Final = (
         tests=("test_hidden_modules_are_not_missed",),
     ),
     _registry(
+        name="framework_that_comes_later_is_not_seen",
+        rule="C8",
+        why="what was loaded at the first hand-off is all that there will ever be",
+        old="    if known is not None and known[0] == len(sys.modules):\n",
+        new="    if known is not None:\n",
+        tests=("test_adapters_are_asked_once_as_long_as_no_module_comes",),
+    ),
+    _registry(
+        name="framework_that_comes_meanwhile_is_not_seen",
+        rule="C8",
+        why="a framework that is imported while adapters are asked is never found",
+        old="        _served[device_type] = count, tuple(found)\n",
+        new="        _served[device_type] = len(sys.modules), tuple(found)\n",
+        tests=("test_a_framework_that_comes_while_others_are_asked_is_found_the_next_time",),
+    ),
+    _registry(
+        name="device_that_comes_later_is_not_seen",
+        rule="C8",
+        why="a library works on a new type of device, and its framework is not found",
+        old="on_new_devices(_served.clear)\n",
+        new="",
+        tests=(
+            "test_adapters_are_asked_again_when_devices_come_and_when_handles_become_meaningless",
+        ),
+    ),
+    _registry(
+        name="frameworks_of_the_parent_serve_its_child",
+        rule="C21",
+        why="a forked child is told of frameworks that it cannot use",
+        old="on_reset(_served.clear)\n",
+        new="",
+        tests=(
+            "test_adapters_are_asked_again_when_devices_come_and_when_handles_become_meaningless",
+        ),
+    ),
+    _registry(
+        name="framework_that_wakes_up_is_not_seen",
+        rule="C8",
+        why="an adapter that has none now is not asked again where another one has some",
+        old="""
+        elif adapter is not None or sign in sys.modules:  # hidden, or in the middle of its import
+""",
+        new="""
+        elif adapter is None and sign in sys.modules:
+""",
+        tests=("test_an_adapter_that_has_none_now_is_asked_again",),
+    ),
+    _registry(
+        name="framework_that_was_hidden_is_not_seen",
+        rule="C8",
+        why="a module that was hidden and comes out is never found",
+        old="""
+        elif adapter is not None or sign in sys.modules:  # hidden, or in the middle of its import
+""",
+        new="""
+        elif adapter is not None:
+""",
+        tests=("test_a_module_that_was_hidden_is_found_when_it_comes_out",),
+    ),
+    _registry(
+        name="adapters_are_asked_at_every_hand_off",
+        rule="C8",
+        why="each hand-off asks all adapters again, which takes as long as the rest of it",
+        old="    if found and is_final:\n",
+        new="    if False:\n",
+        tests=("test_adapters_are_asked_once_as_long_as_no_module_comes",),
+    ),
+    _registry(
         name="stream_object_may_go",
         rule="a destroyed stream's handle may be given to another stream",
         why="a handle in the books of gpufut means another stream, or none",
@@ -96,12 +164,22 @@ MUTANTS: Final = (
         rule="C6",
         why="asking a sleeping torch for its stream makes a context on the current device",
         old="""
-        if not torch.cuda.is_initialized():
-            return _LEGACY
+            if not torch.cuda.is_initialized():
+                return _LEGACY
+            self._is_awake = True
 """,
         new="""
+            self._is_awake = True
 """,
         tests=("test_before_cuda_is_initialised_the_current_stream_is_the_legacy_one",),
+    ),
+    _torch(
+        name="torch_is_asked_in_a_forked_child",
+        rule="C21",
+        why="a forked child asks torch for a stream of a context that it does not have",
+        old="        runtimes.on_reset(self._look_again)\n",
+        new="",
+        tests=("test_in_a_forked_child_torch_is_not_asked_until_it_is_initialised_again",),
     ),
     _torch(
         name="torchs_default_stream_keeps_its_number",
@@ -137,6 +215,19 @@ MUTANTS: Final = (
 """,
         new="""
     return True
+""",
+        tests=("test_imported_memory_is_held",),
+    ),
+    _torch(
+        name="torch_is_told_of_imported_memory_on_the_short_cut",
+        rule="C17: record_stream passes over memory that is not torch's",
+        why="memory that came by DLPack goes while the consumer still reads it",
+        old="""
+                and not (tensor.requires_grad or tensor.is_cpu)
+                and (self._owns or self._find_owner_test())(tensor.untyped_storage())
+""",
+        new="""
+                and not (tensor.requires_grad or tensor.is_cpu)
 """,
         tests=("test_imported_memory_is_held",),
     ),
@@ -178,6 +269,14 @@ MUTANTS: Final = (
         why="a parameter's gradient goes while the consumer still reads it",
         old="            self._tell(tensor.grad, recorded, unheard)\n",
         new="            pass\n",
+        tests=("test_the_gradient_of_a_leaf_is_kept_with_it",),
+    ),
+    _torch(
+        name="gradient_is_not_kept_on_the_short_cut",
+        rule="C17",
+        why="the gradient of a tensor goes while the consumer still reads it",
+        old="                and not (tensor.requires_grad or tensor.is_cpu)\n",
+        new="                and not tensor.is_cpu\n",
         tests=("test_the_gradient_of_a_leaf_is_kept_with_it",),
     ),
     _torch(
@@ -326,13 +425,21 @@ MUTANTS: Final = (
         why="a CuPy that cannot use the driver fails all futures, of other libraries too",
         old="""
             except RuntimeError:
-                return ()
+                return None
 """,
         new="""
             except ZeroDivisionError:
-                return ()
+                return None
 """,
         tests=("test_a_cupy_that_cannot_use_the_driver_is_left_out",),
+    ),
+    _cupy(
+        name="cupy_that_finds_no_driver_is_given_up",
+        rule="C8",
+        why="a CuPy that found no device the first time is never asked again",
+        old="        return (_CUPY,) if self._works else None\n",
+        new="        return (_CUPY,) if self._works else ()\n",
+        tests=("test_a_cupy_that_finds_no_device_is_asked_again",),
     ),
     _cupy(
         name="cupys_copy_does_not_wait_for_its_target",

@@ -39,18 +39,17 @@ MUTANTS: Final = (
         rule="C1",
         why="of two completers with host values the second is told nothing, or the wrong thing",
         old="""
-            try:
                 del self._declared
-            except AttributeError:
-                raise _already_complete() from None
-            self._result = result
+                self._result = result
 """,
         new="""
-            if self.done():
-                raise _already_complete() from None
-            if hasattr(self, "_declared"):
-                del self._declared
-            self._result = result
+                if not hasattr(self, "_declared"):
+                    raise _already_complete()
+                try:
+                    del self._declared
+                except AttributeError:
+                    pass
+                self._result = result
 """,
         tests=("of_two_completers_exactly_one_wins_and_the_other_is_told",),
     ),
@@ -71,6 +70,18 @@ MUTANTS: Final = (
         self._result = result
 """,
         tests=("test_c1_the_try_methods_say_false_instead_and_the_first_outcome_stands",),
+    ),
+    _here(
+        name="second_completion_on_the_short_cut_says_something_else",
+        rule="C1",
+        why="who completes a future twice with host values is told of an attribute, not of futures",
+        old="""
+        except Exception:
+            pass  # complete already, or a hostile""",
+        new="""
+        except TypeError:
+            pass  # complete already, or a hostile""",
+        tests=("test_every_second_completion_is_refused_and_changes_nothing",),
     ),
     _here(
         name="complete_before_the_outcome_is_there",
@@ -96,20 +107,16 @@ MUTANTS: Final = (
         rule="C5, C9",
         why="a thread that waits is woken, and finds the future pending",
         old="""
-            self._result = result
-            self._state = VALUE
-            entries = self._entries
-            if entries:
-                try:
+                self._result = result
+                self._state = VALUE
+                entries = self._entries
 """,
         new="""
-            entries = self._entries
-            if entries and entries[0][0] is _wake:
-                entries.pop(0)[1].release()
-            self._result = result
-            self._state = VALUE
-            if entries:
-                try:
+                entries = self._entries
+                if entries and entries[0][0] is _wake:
+                    entries.pop(0)[1].release()
+                self._result = result
+                self._state = VALUE
 """,
         tests=("a_waiter_is_woken_whenever_the_value_comes",),
     ),
@@ -186,12 +193,120 @@ MUTANTS: Final = (
         tests=("an_interrupt_during_completion_loses_neither_waiters_nor_callbacks",),
     ),
     _here(
+        name="interrupted_log_leaves_the_thread_nested",
+        rule="C13: Ctrl-C while the log is written",
+        why="the thread counts as nested for good, and some day its callbacks never run",
+        old="""
+                    try:
+                        _report(parent, error)
+                    except BaseException:  # a signal, a handler of the log's, no room
+                        account.depth = depth
+                        raise
+""",
+        new="""
+                    _report(parent, error)
+""",
+        tests=("test_what_strikes_while_a_callbacks_error_is_logged_leaves_the_thread_as_it_was",),
+    ),
+    _here(
+        name="second_interrupt_ends_the_run",
+        rule="C13: two signals",
+        why="a callback of the child that a signal has failed exits, and the rest never runs",
+        old="""
+                struck, begun = begun, None
+""",
+        new="""
+                settled, begun = _interrupted(begun, error), None
+                if settled is not None:
+                    _run(settled, settled._entries)
+""",
+        tests=(
+            "test_after_an_interrupt_in_an_errand_another_one_in_what_it_sets_off_stops_nobody",
+            "an_interrupt_beside_a_callback_that_ends_the_program_keeps_nobody_waiting",
+        ),
+    ),
+    _here(
+        name="second_interrupt_loses_what_the_first_struck",
+        rule="C13: two signals",
+        why="the second strikes before the child of the first has failed, which never completes",
+        old="""
+                settled = _interrupted(struck, interrupt)
+                struck = None
+""",
+        new="""
+                target, struck = struck, None
+                settled = _interrupted(target, interrupt)
+""",
+        tests=(
+            "test_after_an_interrupt_in_an_errand_another_one_in_looking_after_it_stops_nobody",
+        ),
+    ),
+    _here(
+        name="interrupted_errand_is_forgotten",
+        rule="C19: a signal",
+        why="a signal strikes as a future is counted, and the collected one never completes",
+        old="""
+                        begun, entry = target, None
+                        settled = how(parent, target, None)
+                        begun = None
+                        if settled""",
+        new="""
+                        entry = None
+                        settled = how(parent, target, None)
+                        if settled""",
+        tests=(
+            "an_interrupt_while_a_future_is_counted_loses_neither_a_collection_nor_its_callbacks",
+        ),
+    ),
+    _here(
+        name="errand_forgets_what_comes_after_it",
+        rule="C13",
+        why="the first errand of several is taken for the only one",
+        old="                    if callback is None and not rest:\n",
+        new="                    if callback is None:\n",
+        tests=(
+            "an_interrupt_while_a_future_is_counted_loses_neither_a_collection_nor_its_callbacks",
+        ),
+    ),
+    _here(
+        name="errand_forgets_the_callbacks_of_what_it_completes",
+        rule="C13",
+        why="the collected future is complete, and its callbacks do not run",
+        old="                        if settled is None and not _orphans.pairs:\n",
+        new="                        if not _orphans.pairs:\n",
+        tests=("test_c19_collections_nest",),
+    ),
+    _here(
         name="declared_devices_count_only_for_arrays",
         rule="C14",
         why="a callback gets no streams on the declared devices if the value holds no array",
         old="            if declared is not None and handoff is None:",
         new="            if False:",
         tests=("test_c14_declared_devices_lend_streams_whatever_the_outcome",),
+    ),
+    _here(
+        name="declared_devices_are_forgotten_on_the_short_cut",
+        rule="C14",
+        why="callbacks of a host value get no streams on the declared devices",
+        old="                and self._declared is None\n",
+        new="",
+        tests=("test_c14_declared_devices_lend_streams_whatever_the_outcome",),
+    ),
+    _here(
+        name="named_streams_are_forgotten_on_the_short_cut",
+        rule="C2",
+        why="what runs on the streams that are named with a host value is not waited for",
+        old="                and streams is None\n",
+        new="",
+        tests=("test_c2_an_event_of_a_stream_is_named_even_for_a_value_without_arrays",),
+    ),
+    _here(
+        name="named_arrays_are_forgotten_on_the_short_cut",
+        rule="C3",
+        why="arrays that stand behind a host value are not looked at",
+        old="                and arrays is None\n",
+        new="",
+        tests=("test_c2_what_can_hold_no_array_is_refused_as_arrays",),
     ),
     _here(
         name="other_futures_are_searched",
@@ -229,6 +344,42 @@ MUTANTS: Final = (
             handoff.wait_on(stream)
             if True:""",
         tests=("test_c8_wait_makes_no_host_synchronisation",),
+    ),
+    _here(
+        name="wait_does_not_look_at_its_stream_on_the_short_cut",
+        rule="C4",
+        why="what is no stream is taken for one where there is nothing to wait for",
+        old="""
+        if self._state == _taken_at_once and timeout is None and stream is None:
+""",
+        new="""
+        if self._state == _taken_at_once and timeout is None:
+""",
+        tests=("test_what_is_named_as_the_stream_of_a_wait_must_be_one",),
+    ),
+    _here(
+        name="wait_does_not_look_at_its_timeout_on_the_short_cut",
+        rule="C9",
+        why="a timeout that is no number of seconds is an error on some days",
+        old="""
+        if self._state == _taken_at_once and timeout is None and stream is None:
+""",
+        new="""
+        if self._state == _taken_at_once and stream is None:
+""",
+        tests=("test_a_timeout_that_is_no_number_of_seconds_is_refused",),
+    ),
+    _here(
+        name="wait_takes_the_short_cut_while_somebody_watches",
+        rule="order",
+        why="whoever watches how threads are ordered does not hear of the order that a wait makes",
+        old="""
+        if self._state == _taken_at_once and timeout is None and stream is None:
+""",
+        new="""
+        if self._state == VALUE and timeout is None and stream is None:
+""",
+        tests=("test_every_observation_of_an_outcome_is_told",),
     ),
     _here(
         name="pinned_memory_is_handed_out_early",
@@ -406,6 +557,33 @@ MUTANTS: Final = (
         tests=("test_c18_whoever_stops_waiting_leaves_nothing_behind",),
     ),
     _here(
+        name="coroutine_is_woken_as_a_thread_is",
+        rule="C11: a signal",
+        why="a signal strikes in the middle of it, and the coroutine sleeps on",
+        old="            entry: Entry = (_wake_loop, gate, None)\n",
+        new="            entry: Entry = (_wake, gate, gate)\n",
+        tests=(
+            "an_interrupt_while_coroutines_are_woken_leaves_none_asleep",
+            "test_an_interrupt_while_a_coroutine_of_another_thread_is_woken_does_not_lose_it",
+        ),
+    ),
+    _here(
+        name="interrupted_wake_up_is_not_repeated",
+        rule="C11: a signal",
+        why="a signal strikes on the way to the loop, and the coroutine sleeps on",
+        old="        target.release()  # once more, perhaps\n",
+        new="        pass\n",
+        tests=("test_an_interrupt_while_a_coroutine_of_another_thread_is_woken_does_not_lose_it",),
+    ),
+    _here(
+        name="coroutines_count_as_callbacks",
+        rule="trap",
+        why="the text of a future says that it has callbacks, and nobody finds them",
+        old="            wakers = (_wake, _wake_loop)\n",
+        new="            wakers = (_wake,)\n",
+        tests=("test_repr_of_a_pending_future_does_not_count_the_coroutines_that_wait_for_it",),
+    ),
+    _here(
         name="task_that_was_cancelled_is_woken",
         rule="C11",
         why="the loop reports an error for a task that gave up while its wake-up was on the way",
@@ -502,18 +680,53 @@ MUTANTS: Final = (
         rule="C13",
         why="of several callbacks the last but the first comes second",
         old="""
-        if entries:
-            rest = entries[::-1]
+            rest += entries
             del entries[:]
+            rest = rest[::-1]
         entries = _NO_ENTRIES
 """,
         new="""
-        if entries:
-            rest = entries[:]
+            rest += entries
             del entries[:]
         entries = _NO_ENTRIES
 """,
         tests=("test_c13_callbacks_run_in_the_order_of_their_registration",),
+    ),
+    _here(
+        name="callbacks_are_taken_over_in_a_slice",
+        rule="C13: trap of CPython 3.11",
+        why="in CPython 3.11 a finalizer may take one back inside, and another runs twice",
+        old="""
+            rest = []
+            rest += entries
+            del entries[:]
+            rest = rest[::-1]
+        entries = _NO_ENTRIES
+""",
+        new="""
+            rest = entries[::-1]
+            del entries[:]
+        entries = _NO_ENTRIES
+""",
+        tests=("test_a_finalizer_may_take_a_callback_back_while_they_are_taken_over",),
+    ),
+    _here(
+        name="callbacks_of_a_child_are_taken_over_in_a_slice",
+        rule="C13: trap of CPython 3.11",
+        why="in CPython 3.11 a finalizer may take one back inside, and another runs twice",
+        old="""
+                        rest = []
+                        rest += entries
+                        del entries[:]
+                        rest = rest[::-1]
+                    else:
+""",
+        new="""
+                        rest = entries[::-1]
+                        del entries[:]
+                    else:
+""",
+        tests=("test_a_finalizer_may_take_a_callback_back_while_they_are_taken_over",),
     ),
     _here(
         name="late_callback_overtakes",
@@ -556,20 +769,93 @@ MUTANTS: Final = (
         ),
     ),
     _here(
+        name="errand_leaves_orphans_to_others",
+        rule="trap: no stack left",
+        why="callbacks for which there was no room wait for a callback that may never come",
+        old="                        if settled is None and not _orphans.pairs:\n",
+        new="                        if settled is None:\n",
+        tests=("test_what_an_errand_finds_no_stack_for_waits_only_for_the_next_completion",),
+    ),
+    _here(
+        name="first_callback_of_a_thread_is_lost",
+        rule="trap: no stack left",
+        why="the thread's account cannot be made, and the entry has been taken already",
+        old="""
+    if entries and entries[0][0] is _done_at_once:
+        account = _local.thread  # nothing is taken yet: if it has to be made, that may fail
+""",
+        new="""
+""",
+        also=(
+            (
+                """
+            and account is not None
+            and rest is _NO_ENTRIES
+""",
+                """
+            and rest is _NO_ENTRIES
+""",
+            ),
+            (
+                """
+            # One callback and no device work: most futures end here, so it is written out.
+            depth =""",
+                """
+            account = _local.thread
+            depth =""",
+            ),
+        ),
+        tests=("test_the_first_callback_of_a_thread_is_not_lost_if_there_is_no_stack_left",),
+    ),
+    _here(
+        name="coroutine_is_lost_if_there_is_no_stack_left",
+        rule="trap: no stack left",
+        why="a coroutine whose wake-up found no room is never woken",
+        old="                    _orphans.pairs += [(parent, [(_wake_loop, begun, None)])]\n",
+        new="                    pass\n",
+        tests=("test_a_coroutine_is_woken_later_if_there_is_no_stack_left_to_wake_it",),
+    ),
+    _here(
         name="child_is_recorded_on_the_wrong_stream",
         rule="C14",
         why="the child's events are recorded when the callback's streams are current no more",
         old="""
-        with lent:
             # Settled while the pool streams are current: the child's events belong on them.
-            return child if child._settle_value(callback(parent)) else None
+            if child._settle_value(callback(parent)):
+                settled = child
 """,
         new="""
-        with lent:
             value = callback(parent)
-        return child if child._settle_value(value) else None
+        if child._settle_value(value):
+            settled = child
 """,
         tests=("test_c14_the_childs_events_are_recorded_on_the_pool_streams",),
+    ),
+    _here(
+        name="failure_to_leave_the_streams_keeps_the_child_waiting",
+        rule="C14: a driver's error",
+        why="the child is complete, but its callbacks never run and its waiters sleep on",
+        old="""
+            _report(parent, error)  # a driver's, who would not restore the current streams
+            return settled
+""",
+        new="""
+            _report(parent, error)
+            return None
+""",
+        tests=("test_a_driver_that_fails_on_the_way_out_of_a_callback_keeps_nobody_waiting",),
+    ),
+    _here(
+        name="drivers_error_on_the_way_out_is_swallowed",
+        rule="C14: a driver's error",
+        why="nobody hears of a driver that did not restore the current streams",
+        old="""
+            _report(parent, error)  # a driver's, who would not restore the current streams
+""",
+        new="""
+            pass
+""",
+        tests=("test_a_driver_that_fails_on_the_way_out_of_a_callback_keeps_nobody_waiting",),
     ),
     _here(
         name="done_callback_gets_no_streams",
@@ -746,8 +1032,8 @@ def _synchronize(handoff: Handoff, deadline: float | None) -> None:
         name="copies_are_recorded_everywhere",
         rule="C12",
         why="who waits for a copy waits for the work of all streams that are current somewhere",
-        old="            return child if child._settle_value(copy, streams) else None",
-        new="            return child if child._settle_value(copy) else None",
+        old="            if child._settle_value(copy, lent.streams):\n",
+        new="            if child._settle_value(copy):\n",
         tests=("test_a_copy_to_the_host_has_landed_whatever_the_other_devices_are_doing",),
     ),
     _here(
@@ -755,14 +1041,27 @@ def _synchronize(handoff: Handoff, deadline: float | None) -> None:
         rule="C14",
         why="the copy is launched on a stream that does not wait for the source",
         old="""
-        with lent as streams:
+        with lent:
             value = parent._result
 """,
         new="""
-        streams, value = None, parent._result
         if True:
+            value = parent._result
 """,
         tests=("test_c14_the_copy_runs_on_a_stream_of_the_pool_and_the_current_ones_stay",),
+    ),
+    _here(
+        name="failure_to_leave_the_streams_keeps_the_copy_waiting",
+        rule="C14: a driver's error",
+        why="the copy is complete, but its callbacks never run and its waiters sleep on",
+        old="""
+            _report(parent, error)
+            return settled
+""",
+        new="""
+            return None
+""",
+        tests=("test_a_driver_that_fails_on_the_way_out_of_a_callback_keeps_nobody_waiting",),
     ),
     _here(
         name="dlpack_does_not_wait_for_the_value",
@@ -775,5 +1074,17 @@ def _synchronize(handoff: Handoff, deadline: float | None) -> None:
         new="""
 """,
         tests=("test_a_future_handed_over_by_dlpack_makes_the_consumers_stream_wait",),
+    ),
+    _here(
+        name="loop_without_stack_is_taken_for_a_closed_one",
+        rule="C11: await",
+        why="a coroutine is never woken if the stack ran out while its loop was being told",
+        old="""
+        except RecursionError:
+            raise  # it is: see `_run`
+        except RuntimeError:""",
+        new="""
+        except RuntimeError:""",
+        tests=("test_a_coroutine_is_woken_later_if_there_is_no_stack_left_to_wake_it",),
     ),
 )

@@ -19,14 +19,10 @@ MUTANTS: Final = (
         why="the event stands for what the first loaded library does, not the one of the array",
         old="""
     handle = framework.current_stream(lane.device.index)
-    if handle is not None:
-        handles[handle] = None
-""",
+    if handle is not None and""",
         new="""
     handle = loaded(framework.device_type)[0].current_stream(lane.device.index)
-    if handle is not None:
-        handles[handle] = None
-""",
+    if handle is not None and""",
         tests=("test_c2_each_framework_is_ordered_by_its_own_current_stream",),
     ),
     _here(
@@ -34,11 +30,13 @@ MUTANTS: Final = (
         rule="C2: a record left out",
         why="work on the other streams of the device is not waited for",
         old="""
-        for handle in handles:
-            handoff.mark(lane, handle)""",
+    for lane, handle in places:
+        handoff.mark(lane, handle)
+""",
         new="""
-        for handle in list(handles)[:1]:
-            handoff.mark(lane, handle)""",
+    for lane, handle in {lane: handle for lane, handle in reversed(places)}.items():
+        handoff.mark(lane, handle)
+""",
         tests=("test_c2_one_event_for_each_distinct_current_stream_of_the_frameworks",),
     ),
     _here(
@@ -46,11 +44,14 @@ MUTANTS: Final = (
         rule="C2: a record left out",
         why="work on the other devices of the value is not waited for",
         old="""
-    for lane, handles in targets.items():
-        for handle""",
+    for lane, handle in places:
+        handoff.mark(lane, handle)
+""",
         new="""
-    for lane, handles in list(targets.items())[:1]:
-        for handle""",
+    for lane, handle in places:
+        if lane is places[0][0]:
+            handoff.mark(lane, handle)
+""",
         tests=("test_c2_one_event_for_each_device",),
     ),
     _here(
@@ -58,14 +59,54 @@ MUTANTS: Final = (
         rule="C2",
         why="a value of many arrays costs as many events, which all stand for the same",
         old="""
-        for handle in handles:
-            handoff.mark(lane, handle)
+    for lane, handle in places:
+        handoff.mark(lane, handle)
 """,
         new="""
-        for handle in [each for each in handles for _ in found]:
-            handoff.mark(lane, handle)
+    for lane, handle in [each for each in places for _ in found]:
+        handoff.mark(lane, handle)
 """,
         tests=("test_c2_one_event_for_all_arrays_that_share_a_stream",),
+    ),
+    _here(
+        name="array_goes_by_the_library_of_the_one_before",
+        rule="C2: a record left out",
+        why="of two arrays on one device the second library's current stream is not recorded",
+        old="""
+            if aimed is None or framework is not aimed[0] or device is not aimed[1]:
+""",
+        new="""
+            if aimed is None or device is not aimed[1]:
+""",
+        tests=("test_one_event_for_each_device_and_distinct_current_stream",),
+    ),
+    _here(
+        name="array_goes_by_the_device_of_the_one_before",
+        rule="C2: a record left out",
+        why="of two arrays of one library the second one's device is not recorded on",
+        old="""
+            if aimed is None or framework is not aimed[0] or device is not aimed[1]:
+""",
+        new="""
+            if aimed is None or framework is not aimed[0]:
+""",
+        tests=("test_one_event_for_each_device_and_distinct_current_stream",),
+    ),
+    _here(
+        name="device_counts_as_often_as_it_has_arrays",
+        rule="C8",
+        why="of a value of many arrays the consumer's stream waits as many times",
+        old="        if device is not None and device not in devices:\n",
+        new="        if device is not None:\n",
+        tests=("test_a_value_of_many_arrays_is_waited_for_once",),
+    ),
+    _here(
+        name="stream_that_was_named_brings_no_device",
+        rule="C8",
+        why="on a device of which only a stream was named no current stream waits",
+        old="        devices += [device for device in covered if device not in devices]\n",
+        new="",
+        tests=("test_c2_an_event_of_a_stream_is_named_even_for_a_value_without_arrays",),
     ),
     _here(
         name="current_streams_are_recorded_besides_the_named",
@@ -103,8 +144,8 @@ MUTANTS: Final = (
         name="types_of_devices_are_mixed",
         rule="C3",
         why="streams of one type of device are told to wait for events of another",
-        old="    _check_one_type((*involved, *(declared or ())))\n",
-        new="",
+        old="        _check_one_type((*devices, *(declared or ())))\n",
+        new="        pass\n",
         tests=("test_streams_of_two_types_of_device_are_refused",),
     ),
     _here(
@@ -127,16 +168,24 @@ MUTANTS: Final = (
         name="pinned_memory_is_filled_by_one_device",
         rule="C12",
         why="a copy from another device is still under way when the host reads",
-        old="                for index in other.devices_in_use():\n",
-        new="                for index in list(other.devices_in_use())[:1]:\n",
+        old="            for index in framework.devices_in_use():\n",
+        new="            for index in list(framework.devices_in_use())[:1]:\n",
         tests=("test_c12_the_copy_may_come_from_any_device",),
     ),
     _here(
         name="pinned_memory_is_filled_by_its_own_library",
         rule="C12",
         why="a copy that another library has launched is still under way when the host reads",
-        old="            for other in loaded(framework.device_type):\n",
-        new="            for other in [framework]:\n",
+        old="""
+        devices += _aim_at_fillers(places, pinned_types, devices)
+""",
+        new="""
+        for own, device in [(own, device) for own, device, _ in found if device is None]:
+            for index in own.devices_in_use():
+                device = Device(own.device_type, index)
+                devices += [device] if device not in devices else []
+                _aim(places, lane_of(device), own)
+""",
         tests=("test_c12_a_copy_launched_by_any_framework_is_waited_for",),
     ),
     _here(
@@ -161,11 +210,11 @@ MUTANTS: Final = (
         rule="C8: a wait left out",
         why="the work on the other streams and devices of the value is not waited for",
         old="""
-            for mark in self.marks:
-                if capture is not None and mark.capture != capture:""",
+            for recorded, producer, event, captured in self.marks:
+                if capture is not None""",
         new="""
-            for mark in self.marks[:1]:
-                if capture is not None and mark.capture != capture:""",
+            for recorded, producer, event, captured in self.marks[:1]:
+                if capture is not None""",
         tests=("test_c8_a_stream_that_waits_is_ordered_after_the_values_other_devices_too",),
     ),
     _here(
@@ -173,11 +222,11 @@ MUTANTS: Final = (
         rule="C8: a wait left out",
         why="only one of the libraries' current streams is ordered after the value",
         old="""
-                for handle in current_handles(device)
-            ]""",
+                for handle in current_handles(device):
+                    capture""",
         new="""
-                for handle in current_handles(device)[:1]
-            ]""",
+                for handle in current_handles(device)[:1]:
+                    capture""",
         tests=("test_c8_the_current_streams_of_every_loaded_framework_wait",),
     ),
     _here(
@@ -185,10 +234,12 @@ MUTANTS: Final = (
         rule="C8: a wait left out",
         why="on the other devices of the value the current streams do not wait",
         old="""
-                for device in self._devices
+            for device in self._devices:
+                lane = lane_of(device)
                 for handle""",
         new="""
-                for device in self._devices[:1]
+            for device in self._devices[:1]:
+                lane = lane_of(device)
                 for handle""",
         tests=("test_c8_the_current_streams_on_each_device_of_the_value_wait",),
     ),
@@ -198,17 +249,17 @@ MUTANTS: Final = (
         why="the current streams wait instead of the one that was named",
         old="""
         if stream is not None:
-            named = resolve(stream, self._devices)""",
+            named = resolve(stream, tuple(""",
         new="""
         if stream is not None and self._captured:
-            named = resolve(stream, self._devices)""",
+            named = resolve(stream, tuple(""",
         tests=("test_c8_a_named_stream_waits_instead_of_the_current_ones",),
     ),
     _here(
         name="streams_of_one_handle_are_one_stream",
         rule="C8: handles 0 and 1 name a stream of each device",
         why="the default stream of one device does not wait for that of another",
-        old="                    or mark.lane.device is not lane.device\n",
+        old="                    or recorded.device is not lane.device\n",
         new="",
         tests=("test_streams_of_one_handle_on_two_devices_are_two_streams",),
     ),
@@ -224,7 +275,7 @@ MUTANTS: Final = (
         name="streams_wait_for_themselves",
         rule="C8",
         why="a consumer on the producer's own stream pays for a wait that it does not need",
-        old="                    mark.handle != handle\n",
+        old="                    producer != handle\n",
         new="                    True\n",
         tests=("test_c8_a_consumer_on_the_producers_own_stream_needs_no_wait",),
     ),
@@ -269,12 +320,12 @@ MUTANTS: Final = (
         why="memory is given to somebody else while the consumer still reads it",
         old="""
         for framework, _, array in self._arrays:
-            owner = framework.keep_memory(array, lane.device.index, handle)
-            # What""",
+            owner = framework.keep_memory(array, index, handle)
+""",
         new="""
         for framework, _, array in ():
-            owner = framework.keep_memory(array, lane.device.index, handle)
-            # What""",
+            owner = framework.keep_memory(array, index, handle)
+""",
         tests=("test_c17_memory_is_not_reused_while_a_consumer_still_reads_it",),
     ),
     _here(
@@ -291,12 +342,12 @@ MUTANTS: Final = (
         why="once the producer has finished, a consumer's memory is not protected any more",
         old="""
         for framework, _, array in self._arrays:
-            owner = framework.keep_memory(array, lane.device.index, handle)
-            # What""",
+            owner = framework.keep_memory(array, index, handle)
+""",
         new="""
         for framework, _, array in () if self._finished else self._arrays:
-            owner = framework.keep_memory(array, lane.device.index, handle)
-            # What""",
+            owner = framework.keep_memory(array, index, handle)
+""",
         tests=("test_c17_memory_is_not_reused_while_a_consumer_still_reads_it",),
     ),
     # -- events ------------------------------------------------------------------------------------
@@ -305,14 +356,14 @@ MUTANTS: Final = (
         rule="C18: an event used again too early",
         why="a late waiter waits for what another future has recorded meanwhile",
         old="""
-        for target, capture in zip(targets, captures, strict=True):
-            self._hand_to(*target, capture)
+        for lane, handle, capture in targets:
+            self._hand_to(lane, handle, capture)
 """,
         new="""
-        for target, capture in zip(targets, captures, strict=True):
-            self._hand_to(*target, capture)
-        for mark in self.marks:
-            mark.lane.events.give_back(mark.event)
+        for lane, handle, capture in targets:
+            self._hand_to(lane, handle, capture)
+        for lane, _, event, _ in self.marks:
+            lane.events.give_back(event)
 """,
         tests=("test_c18_an_event_is_somebodys_while_a_future_can_be_waited_for_and_free_then",),
     ),
@@ -372,10 +423,10 @@ MUTANTS: Final = (
         rule="C16",
         why="a stream is lent to another callback while the first is still launching on it",
         old="""
-            streams[lane.device] = handle
+            self._streams[lane.device] = handle
 """,
         new="""
-            streams[lane.device] = handle
+            self._streams[lane.device] = handle
             give_back(self._borrowed)
 """,
         tests=("test_c16_where_all_streams_are_lent_one_is_shared_and_nobody_waits_for_ever",),
@@ -385,11 +436,11 @@ MUTANTS: Final = (
         rule="C6",
         why="a callback on one device makes a context on all others",
         old="""
-        lanes = [manager.lane(device) for device in dict.fromkeys((*self._devices, *also))]
+        lanes = [lane_of(device) for device in self._devices]
 """,
         new="""
-        every = [Device(each.type, 0) for each in self._devices]
-        lanes = [manager.lane(device) for device in dict.fromkeys((*self._devices, *also, *every))]
+        every = [*self._devices, *(Device(each.type, 0) for each in self._devices)]
+        lanes = [lane_of(device) for device in dict.fromkeys(every)]
 """,
         tests=("test_c6_a_value_on_device_1_leaves_device_0_alone",),
     ),
@@ -445,12 +496,41 @@ MUTANTS: Final = (
         rule="C14",
         why="a callback without a lent stream works on what is not there yet",
         old="""
-                before_blocking()
                 self._handoff.synchronize(None)
+                self._handoff.wait_on()""",
+        new="""
+                self._handoff.wait_on()""",
+        tests=("test_c14_a_callback_to_which_no_stream_can_be_lent_runs_after_the_work",),
+    ),
+    _here(
+        name="callback_is_not_ordered_if_no_thread_can_be_had",
+        rule="C14",
+        why="without a thread that watches devices the host does not wait for the work either",
+        old="""
+                try:
+                    before_blocking()
+                except RuntimeError:  # no thread is to be had; this one waits all the same
+                    pass
 """,
         new="""
+                before_blocking()
 """,
-        tests=("test_c14_a_callback_to_which_no_stream_can_be_lent_runs_after_the_work",),
+        tests=(
+            "test_a_callback_comes_after_the_work_even_if_neither_stream_nor_thread_is_to_be_had",
+        ),
+    ),
+    _here(
+        name="streams_that_were_not_lent_are_recorded_on",
+        rule="C14",
+        why="a copy is recorded on one lent stream, and made on the current ones",
+        old="""
+            self.take_back()
+            self._streams = {}
+""",
+        new="""
+            self.take_back()
+""",
+        tests=("test_lent_streams_say_which_they_are_and_that_it_is_none_if_one_is_wanting",),
     ),
     # -- captures, forks, DLPack -------------------------------------------------------------------
     _here(
@@ -458,19 +538,15 @@ MUTANTS: Final = (
         rule="C23",
         why="some streams have been told to wait before it turns out that another may not",
         old="""
-            for target, capture in zip(targets, captures, strict=True):
-                self._check_capture(*target, capture)
-        for target, capture in zip(targets, captures, strict=True):
-            self._hand_to(*target, capture)
-""",
+            for target in targets:
+                self._check_capture(*target)
+        for""",
         new="""
-            for target, capture in zip(targets, captures, strict=True):
-                self._check_capture(*target, capture)
-                self._hand_to(*target, capture)
+            for target in targets:
+                self._check_capture(*target)
+                self._hand_to(*target)
             return
-        for target, capture in zip(targets, captures, strict=True):
-            self._hand_to(*target, capture)
-""",
+        for""",
         tests=("test_c23_where_one_current_stream_may_not_wait_no_other_is_told_to",),
     ),
     _here(
@@ -478,7 +554,7 @@ MUTANTS: Final = (
         rule="C23: 905, isolation",
         why="a wait for work outside breaks the capture",
         old="""
-                if mark.lane.runtime.query(mark.lane.device.index, mark.event):
+                if recorded.runtime.query(recorded.device.index, event):
                     continue  # what""",
         new="""
                 if True:
@@ -490,7 +566,7 @@ MUTANTS: Final = (
         rule="C23",
         why="what has long been finished cannot be used in a graph",
         old="""
-                if mark.lane.runtime.query(mark.lane.device.index, mark.event):
+                if recorded.runtime.query(recorded.device.index, event):
                     continue  # what""",
         new="""
                 if self._finished:
@@ -527,7 +603,7 @@ MUTANTS: Final = (
         name="pool_stream_is_lent_in_a_capture",
         rule="C23: 904, unjoined",
         why="a stream of the pool is drawn into a capture, and never joined again",
-        old="        if handoff.is_in_capture(self._also):\n",
+        old="        if handoff.is_in_capture(lanes):\n",
         new="        if False:\n",
         tests=("test_c23_callbacks_in_a_capture_work_on_the_capturing_stream",),
     ),
@@ -551,8 +627,8 @@ MUTANTS: Final = (
         name="other_libraries_join_a_capture",
         rule="C23: 904, unjoined",
         why="streams of libraries that have no part in the value are drawn in and never joined",
-        old="                if (ours is None or target in ours) and _may_join(*target)\n",
-        new="                if _may_join(*target)\n",
+        old="            chosen += [each for each in ours if _may_join(*each[:2])]\n",
+        new="            chosen += [each for each in targets if _may_join(*each[:2])]\n",
         tests=("test_c23_of_the_current_streams_only_that_of_the_values_library_joins",),
     ),
     _here(
@@ -567,7 +643,7 @@ MUTANTS: Final = (
         name="fork_is_not_recognised",
         rule="C21",
         why="a forked child asks a driver that it has lost",
-        old="        if self._forks != runtimes.forks() and self.marks:\n",
+        old="        if self._forks != runtimes.fork_count and self.marks:\n",
         new="        if False:\n",
         tests=("test_a_forked_child_is_told_what_belongs_to_its_parent_and_keeps_the_rest",),
     ),

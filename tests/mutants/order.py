@@ -107,13 +107,27 @@ MUTANTS: Final = (
         why="who finds the work finished does not seem to come after it",
         old="""
             order.acquire(self)
+        else:
+""",
+        new="""
+            pass
+        else:
+""",
+        tests=("test_c21_what_one_thread_has_seen_finished_no_other_has_to_wait_for",),
+    ),
+    _handoff(
+        name="end_of_the_work_is_not_told_to_who_asks",
+        rule="C21: an edge between threads",
+        why="who asks and hears that the work has finished does not seem to come after it",
+        old="""
+            order.acquire(self)
         return self._finished
 """,
         new="""
             pass
         return self._finished
 """,
-        tests=("test_c21_what_one_thread_has_seen_finished_no_other_has_to_wait_for",),
+        tests=("test_who_finds_the_work_finished_comes_after_who_has_seen_that",),
     ),
     _reactor(
         name="watching_is_not_told",

@@ -66,6 +66,21 @@ MUTANTS: Final = (
         tests=("test_an_interrupt_in_a_callback_is_reported_and_the_others_are_served",),
     ),
     _here(
+        name="raising_hook_ends_the_watching",
+        rule="C11",
+        why="a hook of the user's raises in the watching thread, and nobody watches any more",
+        old="""
+            try:
+                threading.excepthook(threading.ExceptHookArgs(arguments))
+            except BaseException:  # the user's own; everybody else still waits for us
+                sys.__excepthook__(*sys.exc_info())
+""",
+        new="""
+            threading.excepthook(threading.ExceptHookArgs(arguments))
+""",
+        tests=("test_a_hook_of_the_users_that_raises_does_not_end_the_watching",),
+    ),
+    _here(
         name="sleeping_thread_is_not_woken",
         rule="C11: a lost wake-up",
         why="what comes while nothing is watched is never looked at",
@@ -79,6 +94,25 @@ MUTANTS: Final = (
             return
 """,
         tests=("what_is_watched_one_after_the_other_is_all_told",),
+    ),
+    _here(
+        name="ended_thread_counts_as_running",
+        rule="C11",
+        why="if no thread starts, the one that has ended is taken for it, and nobody watches",
+        old="""
+                    self._thread = None  # first: whoever has the permit must not find us running
+""",
+        new="""
+""",
+        tests=("test_a_thread_that_ended_and_could_not_be_started_again_is_tried_again",),
+    ),
+    _here(
+        name="thread_that_stays_counts_as_ended",
+        rule="C11",
+        why="what comes while the thread ends makes it stay, and it takes itself for another one",
+        old="                    self._thread = me\n",
+        new="",
+        tests=("test_what_comes_while_the_thread_ends_keeps_it_from_that",),
     ),
     _here(
         name="told_twice",
@@ -148,7 +182,7 @@ MUTANTS: Final = (
         rule="C21",
         why="what a forked child waits for is watched by a thread that it does not have",
         old="""
-    if runtimes.forks() == _seen_forks:
+    if runtimes.fork_count == _seen_forks:
         return
 """,
         new="""

@@ -131,7 +131,7 @@ MUTANTS: Final = (
         name="event_is_destroyed_in_the_parents_stead",
         rule="C21: contexts do not survive a fork",
         why="a forked child destroys events of its parent",
-        old="        dead = self._dead.setdefault((runtimes.forks(), device), deque())\n",
+        old="        dead = self._dead.setdefault((runtimes.fork_count, device), deque())\n",
         new="        dead = self._dead.setdefault((0, device), deque())\n",
         tests=("test_events_of_a_parent_process_are_not_destroyed_in_its_child",),
     ),
@@ -139,8 +139,8 @@ MUTANTS: Final = (
         name="event_is_destroyed_on_any_device",
         rule="C6",
         why="an event is destroyed in a thread on another device",
-        old="        dead = self._dead.setdefault((runtimes.forks(), device), deque())\n",
-        new="        dead = self._dead.setdefault((runtimes.forks(), 0), deque())\n",
+        old="        dead = self._dead.setdefault((runtimes.fork_count, device), deque())\n",
+        new="        dead = self._dead.setdefault((runtimes.fork_count, 0), deque())\n",
         tests=("test_a_dropped_event_is_destroyed_on_its_device_when_the_next_is_created_there",),
     ),
     _cuda(
@@ -441,7 +441,7 @@ MUTANTS: Final = (
         rule="C21",
         why="what belongs to the parent process is used in the child",
         old="""
-    _forks += 1
+    fork_count += 1
     reset()
 """,
         new="""

@@ -17,8 +17,12 @@ MUTANTS: Final = (
         name="event_is_taken_and_left_there",
         rule="C18: an event used again too early",
         why="two futures record the same event, and a waiter of one waits for the other",
-        old="            return self._free.pop()\n",
-        new="            return self._free[-1]\n",
+        old="""
+            event = self._free.pop()  # `take`, written out: every hand-off comes here
+""",
+        new="""
+            event = self._free[-1]
+""",
         tests=("test_c8_events_of_other_futures_do_not_move_what_a_late_waiter_waits_for",),
     ),
     _here(
@@ -124,12 +128,35 @@ MUTANTS: Final = (
         rule="C16",
         why="one stream is lent to two callbacks at once from then on",
         old="""
-                    return self._all[next(self._sharing) % len(self._all)]""",
+                return self._all[next(self._sharing) % len(self._all)]
+""",
         new="""
-                    handle = self._all[next(self._sharing) % len(self._all)]
-                    borrowed += [(self, handle)]
-                    return handle""",
+                handle = self._all[next(self._sharing) % len(self._all)]
+                borrowed += [(self, handle)]
+                return handle
+""",
         tests=("test_when_all_are_lent_one_is_shared_and_not_given_back_twice",),
+    ),
+    _here(
+        name="signal_handler_waits_for_its_own_thread",
+        rule="C14: a signal",
+        why="it strikes where the pool's only stream is made, wants one too, and spins for ever",
+        old="            if get_ident() in self._creating:\n",
+        new="            if False:\n",
+        tests=(
+            "test_a_signal_handler_that_strikes_while_the_only_stream_is_made_gets_its_callback_too",
+        ),
+    ),
+    _here(
+        name="second_thread_gets_no_stream",
+        rule="C16",
+        why="a thread that comes while another one makes the first stream is refused one",
+        old="            if get_ident() in self._creating:\n",
+        new="            if self._creating:\n",
+        tests=(
+            "test_a_second_thread_needs_a_stream_while_the_first_still_makes_the_only_one",
+            "a_pool_of_one_stream_lends_it_to_one_and_shares_it_with_the_other",
+        ),
     ),
     _here(
         name="failed_question_loses_a_stream",
@@ -376,6 +403,52 @@ MUTANTS: Final = (
         tests=("test_what_was_current_comes_back_after_an_error",),
     ),
     _here(
+        name="stream_is_made_current_by_a_class",
+        rule="C14: Ctrl-C on the way out",
+        why="a signal on the threshold of its `__exit__` leaves the stream current for good",
+        old="""
+@contextmanager
+def stream(stream: object) -> Iterator[Stream]:
+""",
+        new="""
+class _Context:
+    def __init__(self, make: Any) -> None:
+        self._make = make
+
+    def __call__(self, stream: object) -> Any:
+        self._generator = self._make(stream)
+        return self
+
+    def __enter__(self) -> Any:
+        return next(self._generator)
+
+    def __exit__(self, *error: object) -> None:
+        next(self._generator, None)
+
+
+@_Context
+def stream(stream: object) -> Iterator[Stream]:
+""",
+        tests=(
+            "an_interrupt_while_a_stream_is_made_current_leaves_none_current",
+            "test_ctrl_c_in_the_standard_librarys_part_of_a_with_statement_does_not_keep_the_stream_current",
+        ),
+    ),
+    _here(
+        name="stream_that_is_refused_stays_current",
+        rule="C14",
+        why="a library refuses the stream, and the libraries before it keep it",
+        old="""
+    try:
+        push_current({resolved.device: resolved.handle}, undo)
+        yield""",
+        new="""
+    push_current({resolved.device: resolved.handle}, undo)
+    try:
+        yield""",
+        tests=("test_a_library_that_refuses_the_stream_leaves_the_others_as_they_were",),
+    ),
+    _here(
         name="gpufuts_own_streams_belong_to_nobody",
         rule="C8, C14: current streams belong to threads",
         why="a callback's stream is current for libraries without one in all threads",
@@ -384,11 +457,19 @@ MUTANTS: Final = (
         tests=("test_c8_gpufuts_own_current_stream_is_that_of_the_calling_thread",),
     ),
     _here(
+        name="shared_current_stream_waits_for_each_library",
+        rule="C8",
+        why="a stream that is current in several libraries waits as many times",
+        old="        if handle is not None and handle not in handles:\n",
+        new="        if handle is not None:\n",
+        tests=("test_each_distinct_current_stream_waits_once_for_each_event",),
+    ),
+    _here(
         name="streams_of_a_lost_machine_stay_current",
         rule="C21",
         why="handles that mean nothing any more are used",
-        old="        if self.epoch != _epoch:\n",
-        new="        if False:\n",
+        old="    if epoch != _epoch:\n",
+        new="    if False:\n",
         tests=("test_the_streams_of_a_machine_that_is_gone_are_current_nowhere",),
     ),
     # -- naming streams and devices ----------------------------------------------------------------

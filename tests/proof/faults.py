@@ -43,10 +43,11 @@ RUNTIME_CALLS: Final = (
     "query", "synchronize",
 )  # fmt: skip
 FRAMEWORK_CALLS: Final = (
-    "current_stream", "exported_stream", "save_streams", "set_streams", "keep_memory",
-    "devices_in_use", "to_host", "to_device",
+    "current_stream", "exported_stream", "save_streams", "set_streams", "restore_streams",
+    "keep_memory", "devices_in_use", "to_host", "to_device",
 )  # fmt: skip
-"""All but `restore_streams`: after it has failed nobody can say which streams are current."""
+FAILS_AFTERWARDS: Final = "restore_streams"
+"""Fails when it has done its work: else nobody could say which streams are current."""
 
 
 class Injected(Exception):
@@ -122,6 +123,10 @@ def _in_place(faults: Faults) -> Iterator[None]:
     def wrapped(name: str) -> Callable[..., Any]:
         @functools.wraps(originals[name])
         def call(self: Any, *args: Any) -> Any:
+            if name == FAILS_AFTERWARDS:
+                originals[name](self, *args)
+                faults.pass_through(name, None)
+                return None
             faults.pass_through(name, args[0] if args else None)
             return originals[name](self, *args)
 

@@ -1197,11 +1197,13 @@ class Interpreter:
         given_up = any(CANCELLED in outcomes for outcomes in self.wins.values())
         may_fail = given_up or any(step.op.act in FAILING for step in self.steps)
         deadline = time.monotonic() + PATIENCE
+        generation = 2 if gc.isenabled() else 1
         while True:
             left = self.what_is_left()
             if left and may_fail:
                 # An error's traceback keeps the frames of who caught it, and these the futures.
-                gc.collect(2 if gc.isenabled() else 1)
+                gc.collect(generation)
+                generation = 2  # what this has found alive is old by now
                 left = self.what_is_left()
             # The watching thread may still be about to let go.
             if not left or self.reactor is not None or time.monotonic() > deadline:

@@ -163,7 +163,7 @@ def _planted_mistakes(effort: Effort) -> Covered:
     most, missed = 0, []
     for name, plant in PLANTS.items():
         with plant():
-            found = search(effort.seed, 2_000, free=False, shrink=False)
+            found = search(effort.seed, 20_000, free=False, shrink=False)
         most = max(most, found.programs)
         if found.failure is None:
             missed.append(f"planted, and not found in {found.programs} random programs: {name}")

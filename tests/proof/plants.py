@@ -120,12 +120,14 @@ def _pinned_unseen(original: Any) -> Any:
 
 
 def _last_handoff(original: Any) -> Any:
-    def count(self: Any, future: Any) -> Any:
-        if self._decided_by_success and future._state == futures.FENCED and self._futures:
-            return self.collected._settle(
-                futures.FENCED, future._result, self._futures[-1]._handoff or future._handoff
-            )
-        return original(self, future)
+    def count(future: Any, collector: Any, _: None) -> Any:
+        others = collector._futures
+        if collector._decided_by_success and future._state == futures.FENCED and others:
+            collected = collector.collected
+            handoff = others[-1]._handoff or future._handoff
+            settled = collected._settle(futures.FENCED, future._result, handoff)
+            return collected if settled else None
+        return original(future, collector, None)
 
     return count
 
@@ -212,7 +214,7 @@ PLANTS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
         ("a callback runs twice", futures, "_run",
          _run_others(lambda entries: entries.append(entries[-1]))),
         ("pinned memory is handed out early", handoffs.Handoff, "__init__", _pinned_unseen),
-        ("collect_any() takes another one's events", futures.Collector, "count", _last_handoff),
+        ("collect_any() takes another one's events", futures, "_count", _last_handoff),
         ("synchronized() completes at once", futures, "_synchronized", _complete_at_once),
         ("query() asks one event of several", handoffs.Handoff, "query", _ask_the_first),
         ("then_async() forgets the device work", futures, "_adopt", _forget_handoff),

@@ -22,7 +22,7 @@ import gpufut
 from gpufut import arrays, runtimes, sim
 from gpufut.device import Device
 from gpufut.errors import DeviceUnavailableError
-from gpufut.frameworks import loaded
+from gpufut.frameworks import adapter_of, loaded
 from gpufut.runtimes.accelerator import AcceleratorRuntime, serve
 from gpufut.streams import StreamPool, get_manager
 
@@ -153,6 +153,10 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
         for name, function in vars(Played).items():
             if hasattr(torch.accelerator, name) and callable(function):
                 monkeypatch.setattr(torch.accelerator, name, getattr(playing, name))
+        # In the copy of the adapter's module that is in use: other tests import it anew.
+        adapter: Any = type(adapter_of("torch"))
+        used = adapter.stream_of.__globals__
+        monkeypatch.setitem(used, "_current_stream", playing.current_stream)
         monkeypatch.delattr(torch._C, "_cuda_setStream", raising=False)
         monkeypatch.setattr(torch, "Stream", Stream)
         monkeypatch.setattr(torch, "Event", Event)

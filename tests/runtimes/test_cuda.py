@@ -904,7 +904,7 @@ def test_an_event_that_cannot_be_destroyed_keeps_none_from_being_created(raw, li
 
 def test_events_of_a_parent_process_are_not_destroyed_in_its_child(raw, library, monkeypatch):
     event = raw.create_event(0)
-    monkeypatch.setattr(runtimes, "_forks", runtimes.forks() + 1)
+    monkeypatch.setattr(runtimes, "fork_count", runtimes.fork_count + 1)
 
     del event
     raw.create_event(0)

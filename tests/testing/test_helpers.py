@@ -258,6 +258,22 @@ def test_after_chaos_nothing_is_delayed_any_more(gpu):
     assert "record" not in vars(runtimes.get("sim"))
 
 
+def test_chaos_within_chaos_leaves_the_outer_one_as_it_was(gpu):
+    with testing.chaos(1, share=1.0):
+        hand_on(gpu, gpu.plain, gpu.stream())
+        with testing.chaos(2, share=0):
+            hand_on(gpu, gpu.plain, gpu.stream())
+        before = len(delays(gpu))
+        hand_on(gpu, gpu.plain, gpu.stream())
+        assert len(delays(gpu)) > before > 0
+    hand_on(gpu, gpu.plain, gpu.stream())
+    there = len(delays(gpu))
+    hand_on(gpu, gpu.plain, gpu.stream())
+
+    assert len(delays(gpu)) == there
+    assert "record" not in vars(runtimes.get("sim"))
+
+
 def test_a_stream_that_is_captured_has_no_delay(gpu):
     stream, array = gpu.stream(), gpu.plain.zeros(4)
     gpu.synchronize()
@@ -359,6 +375,7 @@ class Library:
         self.ptx = b""
         self.pages: list[Any] = []
         self.synchronized: list[int] = []
+        self.breaks_a_capture = False
 
     def cuModuleLoadData(self, module, ptx):  # noqa: N802  # the driver's name
         self.ptx = ptx
@@ -388,6 +405,16 @@ class Library:
         self.synchronized.append(stream.value)
         return 0
 
+    # And of the runtime.
+
+    def can_be_captured(self, stream: int) -> bool:
+        return stream > 2
+
+    def stream_query(self, device: int, stream: int) -> bool:
+        if self.breaks_a_capture:
+            raise gpufut.CaptureError("it would")
+        return True
+
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
@@ -397,6 +424,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
     monkeypatch.setattr(driver, "relaxed", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(driver, "create_stream", lambda device, priority: 0x5000)
     monkeypatch.setattr(driver, "is_rocm", lambda: False)
+    monkeypatch.setattr(runtimes, "get", lambda device_type: made)
     cuda._forget()
     yield made
     cuda._forget()
@@ -468,6 +496,100 @@ def test_a_gate_that_nobody_holds_is_opened_without_a_device():
     gate.open()
 
     assert not gate.expired
+
+
+@pytest.fixture
+def by_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams are their handles, on the first device."""
+    first = gpufut.Device("cuda", 0)
+    monkeypatch.setattr(cuda, "resolve", lambda handle: gpufut.Stream(first, handle))
+
+
+def words_of(library: Library) -> list[Any]:
+    """Of each gate kernel, as the device sees them."""
+    return [
+        (ctypes.c_int * 2).from_address(values[0])
+        for name, _, values in library.launches
+        if b"gate" in name
+    ][1:]  # the first was to load it
+
+
+@pytest.mark.usefixtures("by_handle")
+def test_a_gate_that_was_opened_before_it_was_held_holds_nothing(library):
+    gate = cuda.Gate()
+    gate.open()
+    gate.hold(0x7000)
+
+    assert [words[0] for words in words_of(library)] == [1]
+
+
+@pytest.mark.usefixtures("by_handle")
+def test_a_gate_held_by_two_threads_at_once_opens_for_both(library, monkeypatch):
+    both = threading.Barrier(2)
+    take = cuda._taken_words
+
+    def taken(kernels: Any) -> Any:  # where the other one may come in between
+        both.wait(5)
+        return take(kernels)
+
+    gate = cuda.Gate()
+    cuda._kernels_of(0)
+    monkeypatch.setattr(cuda, "_taken_words", taken)
+    threads = [threading.Thread(target=gate.hold, args=(handle,)) for handle in (0x7000, 0x7001)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    gate.open()
+
+    assert [words[0] for words in words_of(library)] == [1, 1]
+
+
+@pytest.mark.usefixtures("by_handle")
+def test_a_gate_opened_while_it_is_being_held_holds_nothing(library, monkeypatch):
+    gate = cuda.Gate()
+    take = cuda._taken_words
+
+    def taken(kernels: Any) -> Any:
+        gate.open()
+        return take(kernels)
+
+    monkeypatch.setattr(cuda, "_taken_words", taken)
+    gate.hold(0x7000)
+
+    assert [words[0] for words in words_of(library)] == [1]
+
+
+def test_a_signal_handler_may_delay_while_its_thread_sets_up_a_delay(library):
+    """It strikes where the lock is held."""
+    load = library.cuModuleLoadData
+    locked: list[bool] = []
+
+    def struck(module: Any, ptx: Any) -> int:
+        library.cuModuleLoadData = load
+        locked.append(cuda._lock.acquire(blocking=False))  # as the handler's own delay would
+        if locked[0]:
+            cuda._lock.release()
+            cuda.delay(0, 0x7000, 1e-6)
+        return int(load(module, ptx))
+
+    library.cuModuleLoadData = struck
+    cuda.delay(0, 0x7001, 2e-6)
+
+    assert locked == [True]
+    assert [(stream, values) for name, stream, values in library.launches if stream >= 0x7000] == [
+        (0x7000, [1000]), (0x7001, [2000])
+    ]  # fmt: skip
+
+
+def test_a_delay_on_a_default_stream_asks_first_whether_that_breaks_a_capture(library):
+    library.breaks_a_capture = True
+    cuda.delay(0, 0x7000, 1e-6)
+    before = len(library.launches)
+    with pytest.raises(gpufut.CaptureError, match="it would"):
+        cuda.delay(0, 1, 1e-6)
+
+    assert len(library.launches) == before
 
 
 def test_an_error_of_the_driver_is_raised(library):

@@ -5,6 +5,7 @@ They have one thread, and run on the host's own locks and time.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
 from _thread import allocate_lock
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 import gpufut.future
 import gpufut.reactor
-from gpufut import Device, Future, collect_all, get_manager
+from gpufut import Device, Future, collect_all, collect_any, get_manager
 from tests.threads.cases import Program
 from tests.threads.programs.registry import (
     EVERYWHERE,
@@ -81,6 +82,87 @@ def an_interrupt_during_completion_loses_neither_waiters_nor_callbacks(
         assert own == sorted(own)
 
     return Program([lambda: complete(future)], check)
+
+
+COLLECTIONS: Final[dict[str, list[Callable[[list[Future[Any]]], Future[Any]]]]] = {
+    "once": [collect_all],
+    "twice": [collect_all, collect_any],
+}
+
+
+@explored(1, 1, EVERYWHERE, kind="signals", variants=COLLECTIONS)
+def an_interrupt_while_a_future_is_counted_loses_neither_a_collection_nor_its_callbacks(
+    collections: list[Callable[[list[Future[Any]]], Future[Any]]],
+) -> Program:
+    log = Log()
+    last = Future[Any]()
+    collected = [collect([last]) for collect in collections]
+    for number, each in enumerate(collected):
+        each.add_done_callback(logs(log, str(number)))
+
+    def check() -> None:
+        assert_account_is_settled()
+        assert [each.done() for each in collected] == [last.done()] * len(collected)
+        assert len(log.texts) == len(set(log.texts))
+        # The one that was struck may not have begun.
+        assert len(log.texts) >= (len(collected) - 1) * last.done()
+
+    return Program([lambda: last.set_result(2)], check)
+
+
+@explored(1, 1, EVERYWHERE, kind="signals", variants={"1 waits": 1, "3 wait": 3})
+def an_interrupt_while_coroutines_are_woken_leaves_none_asleep(count: int) -> Generator[Program]:
+    future: Future[int] = Future()
+    loop = asyncio.new_event_loop()
+
+    async def wait() -> int:
+        return await future
+
+    tasks = [loop.create_task(wait()) for _ in range(count)]
+    loop.run_until_complete(asyncio.sleep(0))
+
+    def check() -> None:
+        assert_account_is_settled()
+        if future.done():
+            # Woken where the loop's own round finds them, and not by the time that one gives up.
+            loop.run_until_complete(asyncio.sleep(0))
+            loop.run_until_complete(asyncio.sleep(0))
+            assert all(task.done() for task in tasks)
+
+    yield Program([lambda: future.set_result(1)], check)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.close()
+
+
+@explored(1, 1, EVERYWHERE, kind="signals")
+def an_interrupt_beside_a_callback_that_ends_the_program_keeps_nobody_waiting() -> Program:
+    future: Future[Any] = Future()
+    log = Log()
+
+    def exits(_: object) -> None:
+        log("exits")
+        raise SystemExit
+
+    child = future.then_async(lambda f: f)
+    child.add_done_callback(exits)
+    future.add_done_callback(logs(log, "rest"))
+    other = future.then(searched(log, "other"))
+
+    def complete() -> None:
+        try:
+            future.set_result(1)
+        except SystemExit:
+            pass
+
+    def check() -> None:
+        assert_account_is_settled()
+        assert child.done() == other.done() == future.done()
+        assert len(log.texts) == len(set(log.texts))
+        assert len(log.texts) >= 2 * future.done()
+
+    return Program([complete], check)
 
 
 @explored(1, 1, EVERYWHERE, kind="signals")
