@@ -20,7 +20,7 @@ def deadline_after(timeout: float | None) -> float | None:
     if timeout is None:
         return None
     try:
-        seconds = float(timeout) if not isinstance(timeout, str) else None
+        seconds = None if isinstance(timeout, (str, bytes, bytearray)) else float(timeout)
     except (TypeError, ValueError):
         seconds = None
     if seconds is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import pytest
 
 from gpufut import Device, copies, sim
@@ -166,6 +168,44 @@ def test_a_device_of_another_type_is_refused_with_the_way_round(machine):
         copies.to_device(machine.plain.array([1.0]), Device("cuda", 0))
 
 
+class Mover:
+    """A library's framework, of which the test sees what it was given to copy."""
+
+    def to_device(self, array: object, index: int) -> object:
+        return "copy of", array, index
+
+
+def test_arrays_in_ordinary_host_memory_are_copied_to_a_device_by_their_own_library(
+    monkeypatch, machine
+):
+    torch = pytest.importorskip("torch")
+    asked: list[object] = []
+
+    def framework_of(kind: type, device_type: str) -> Mover:
+        asked.append((kind, device_type))
+        return Mover()
+
+    monkeypatch.setattr(copies, "framework_of", framework_of)
+    tensor = torch.ones(2)
+
+    copy = copies.to_device({"labels": tensor, "again": [tensor], "size": 2}, SECOND)
+
+    assert copy == {"labels": ("copy of", tensor, 1), "again": [copy["labels"]], "size": 2}
+    assert copy["labels"][1] is tensor
+    assert copy["again"][0] is copy["labels"], "copied once"
+    assert asked == [(torch.Tensor, "sim")]
+
+
+def test_arrays_in_ordinary_host_memory_stay_where_they_are_on_the_way_to_the_host(machine):
+    tensor, array = pytest.importorskip("torch").ones(2), np.ones(2)
+
+    copy = copies.to_host([tensor, array, machine.plain.array([1.0])])
+
+    assert copy[0] is tensor
+    assert copy[1] is array
+    assert type(copy[2]) is PinnedArray
+
+
 # -- what is easily lost ---------------------------------------------------------------------------
 
 
@@ -182,6 +222,13 @@ class Refusing(OrderedDict[str, Any]):
 
 
 class Spread(tuple[Any, ...]):
+    __slots__ = ()
+
+    def __new__(cls, *items: Any) -> Self:
+        return super().__new__(cls, items)
+
+
+class SpreadSet(frozenset[Any]):
     __slots__ = ()
 
     def __new__(cls, *items: Any) -> Self:
@@ -296,9 +343,62 @@ def test_an_unchanged_container_that_is_there_twice_stays_itself_both_times(mach
     assert copy[0] is copy[2] is plain
 
 
-def test_an_exception_that_holds_an_array_is_refused(machine):
-    with pytest.raises(TypeError, match="ValueError"):
-        copies.to_host([ValueError(machine.plain.array([1.0]))])
+@pytest.mark.parametrize(
+    "plain",
+    [
+        (1, 2), Pair(1, 2), frozenset([1]), TupleWithNote([1]), [1, 2], {"a": 1}, {1}, deque([1]),
+        OrderedDict(a=1), defaultdict(int, a=1), Tagged(a=1), Batch(1), Sealed(1), Batch,
+    ],
+    ids=lambda plain: type(plain).__name__,
+)  # fmt: skip
+def test_what_holds_no_array_beside_one_stays_the_very_same_object(machine, plain):
+    copy = copies.to_host([plain, machine.plain.array([1.0])])
+
+    assert copy[0] is plain
+    assert type(copy[1]) is PinnedArray
+
+
+def test_a_tuple_with_an_array_in_its_attributes_alone_is_made_anew(machine):
+    value = TupleWithNote([1, 2])
+    value.array = machine.plain.array([1.0])
+
+    copy = copies.to_host(value)
+
+    assert (type(copy), tuple(copy), type(copy.array)) == (TupleWithNote, (1, 2), PinnedArray)
+
+
+def test_a_set_of_a_class_with_its_own_ways_stays_what_it_is(machine):
+    copy = copies.to_host(SpreadSet(machine.plain.array([1.0]), 2))
+
+    assert type(copy) is SpreadSet
+    assert {type(item) for item in copy} == {PinnedArray, int}
+
+
+def test_a_tuple_of_a_class_that_is_written_in_c_stays_what_it_is(machine):
+    value: Any = time.struct_time([machine.plain.array([1.0]), *range(8)])
+
+    copy = copies.to_host(value)
+
+    assert (type(copy), copy[1:]) == (time.struct_time, tuple(range(8)))
+    assert type(copy.tm_year) is PinnedArray
+
+
+def test_numpys_array_of_objects_is_refused_and_not_taken_for_one_of_its_items(machine):
+    objects = np.empty(2, dtype=object)
+    objects[0] = machine.plain.array([1.0])
+
+    with pytest.raises(TypeError, match="ndarray, which cannot be made anew"):
+        copies.to_host([objects])
+
+
+def test_an_exception_that_holds_an_array_is_refused_also_as_a_dataclass(machine):
+    @dataclass
+    class BadImage(Exception):  # an error like users write them
+        image: Any
+
+    for error in (ValueError, BadImage):
+        with pytest.raises(TypeError, match=error.__name__):
+            copies.to_host([error(machine.plain.array([1.0]))])
 
 
 def test_what_cannot_be_copied_by_the_copy_module_is_refused_with_its_reason(machine):

@@ -701,10 +701,14 @@ def test_c14_on_devices_of_neither_the_value_nor_the_declaration_nothing_changes
 
 
 @pytest.mark.needs("two-devices")
-def test_c14_streams_are_lent_on_declared_devices_too(world):
+@pytest.mark.parametrize("absent", [None, 0, 1], ids=["all there", "first", "between"])
+def test_c14_streams_are_lent_on_declared_devices_too(world, absent):
     outside = world.all_current()
     seen = []
-    future = Future[Any](devices=world.devices)
+    devices = list(world.devices)
+    if absent is not None:
+        devices.insert(absent, gpufut.Device(devices[0].type, 99))
+    future = Future[Any](devices=devices)
     future.add_done_callback(lambda done: seen.append(world.all_current()))
     world.produce(device=0, into=future)
 

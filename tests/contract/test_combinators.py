@@ -19,6 +19,7 @@ from gpufut import (
     as_completed,
     collect_all,
     collect_any,
+    combinators,
     wait_all,
 )
 from tests.contract.signals import interrupt, signal_once_blocked
@@ -321,6 +322,19 @@ def test_c19_wait_all_gives_up_after_its_timeout_and_says_so(timeout):
     assert wait_all([completed(), late], timeout) == [1, 2]
 
 
+def test_c18_whoever_gives_up_wait_all_leaves_no_callback_behind():
+    late = Future[int]()
+    text = repr(late)
+
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            wait_all([completed(), late], timeout=0)
+    with signal_once_blocked(signal.SIGINT, interrupt), pytest.raises(KeyboardInterrupt):
+        wait_all([late, late])
+
+    assert repr(late) == text
+
+
 @pytest.mark.parametrize("timeout", [-1, "soon"])
 def test_c19_wait_all_refuses_a_timeout_that_makes_no_sense(timeout):
     with pytest.raises((TypeError, ValueError), match="a timeout is"):
@@ -581,6 +595,22 @@ def test_c20_as_completed_raises_timeout_error_for_what_is_left(timeout):
         next(iterator)
     assert not left.done()
     assert list(as_completed([done], timeout=0)) == [done]
+
+
+def test_c20_as_completed_sees_what_completes_while_it_gets_ready_to_wait(monkeypatch):
+    late = Future[int]()
+    iterator = as_completed([late], timeout=0)
+
+    class Bell(Future[Any]):
+        """What the iterator is about to wait for; the future is complete before it does."""
+
+        def __init__(self) -> None:
+            late.try_set_result(1)
+            super().__init__()
+
+    monkeypatch.setattr(combinators, "Future", Bell)
+
+    assert next(iterator) is late
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan")])

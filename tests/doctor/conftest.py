@@ -38,6 +38,7 @@ def has_driver(monkeypatch) -> Callable[[FakeDriver | None], None]:
             return fake
 
         monkeypatch.setattr(driver, "open_library", open_library)
+        driver.forget()  # a thread that watches for other tests may have opened the one before
 
     return has
 

@@ -445,6 +445,20 @@ MUTANTS: Final = (
         tests=("test_c6_a_value_on_device_1_leaves_device_0_alone",),
     ),
     _here(
+        name="absent_device_hides_those_declared_after_it",
+        rule="C14",
+        why="a callback works on a declared device on a stream that does not wait",
+        old="""
+                # nothing that a callback could do there.
+                continue
+""",
+        new="""
+                # nothing that a callback could do there.
+                break
+""",
+        tests=("test_c14_streams_are_lent_on_declared_devices_too",),
+    ),
+    _here(
         name="streams_are_not_lent_on_declared_devices",
         rule="C14",
         why="a callback works on a declared device on a stream that does not wait",

@@ -101,10 +101,13 @@ def _keep_borrowed(original: Any) -> Any:
     return leave
 
 
+_USERS: Final = (futures._then, futures._then_async, futures._done, futures._done_plainly)
+
+
 def _run_others(change: Callable[[list[Any]], object]) -> Callable[[Any], Any]:
     def make(original: Any) -> Any:
         def run(parent: Any, entries: list[Any]) -> None:
-            if len(entries) > 1 and all(entry[2] is not None for entry in entries):
+            if len(entries) > 1 and all(entry[0] in _USERS for entry in entries):
                 change(entries)
             original(parent, entries)
 
