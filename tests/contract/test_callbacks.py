@@ -1237,6 +1237,27 @@ def test_c15_waiting_for_what_only_the_own_return_can_complete_raises_instead_of
         box[0].wait(timeout=PATIENCE)
 
 
+DERIVED: dict[str, Callable[[Future[Any]], Future[Any]]] = {
+    "then": lambda child: child.then(lambda done: done.value()),
+    "then_async": lambda child: child.then_async(lambda done: completed()),
+    "adopted": lambda child: completed().then_async(lambda done: child),
+    "synchronized": lambda child: child.synchronized(),
+    "to_host": lambda child: child.to_host(),
+}
+
+
+@pytest.mark.parametrize("derive", DERIVED.values(), ids=DERIVED)
+def test_c15_the_same_through_what_follows_from_the_own_child(derive):
+    box: list[Future[Any]] = []
+    parent = Future[int]()
+    child = parent.then(lambda done: box[0].wait(timeout=PATIENCE))
+    box.append(derive(child))
+    parent.set_result(1)
+
+    with pytest.raises(DeadlockError):
+        child.wait(timeout=PATIENCE)
+
+
 def test_c15_the_same_through_another_callback_in_between():
     box: list[Future[Any]] = []
 

@@ -1087,4 +1087,12 @@ def _synchronize(handoff: Handoff, deadline: float | None) -> None:
         except RuntimeError:""",
         tests=("test_a_coroutine_is_woken_later_if_there_is_no_stack_left_to_wake_it",),
     ),
+    _here(
+        name="adopted_future_hides_a_deadlock",
+        rule="C15",
+        why="a callback hangs that waits for a future which took over its own child",
+        old="_FOLLOWING: Final = frozenset({_then, _then_async, _adopt, _synchronized, _copy})",
+        new="_FOLLOWING: Final = frozenset({_then, _then_async, _synchronized, _copy})",
+        tests=("test_c15_the_same_through_what_follows_from_the_own_child",),
+    ),
 )
