@@ -241,6 +241,8 @@ class Future(Generic[T]):
             deadline = None if timeout is None else deadline_after(timeout)
             if self._state == PENDING:
                 self._block(deadline)
+                if self._state == _taken_at_once and stream is None:
+                    return self._result  # type: ignore[no-any-return]  # see `value`
             return self._deliver(stream, deadline)
         finally:
             del self  # see `value`

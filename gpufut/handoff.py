@@ -164,15 +164,16 @@ def _aim_at_producers(
     Returns the types of device that may fill those in pinned memory.
     """
     pinned_types: list[str] = []
-    aimed: tuple[Framework, Device] | None = None
+    last_framework: Framework | None = None  # the next array is mostly of the same, on the same
+    last_device: Device | None = None
     for framework, device, array in found:
         if device is None:
             if framework.device_type not in pinned_types:
                 pinned_types.append(framework.device_type)
         elif device not in covered:
-            if aimed is None or framework is not aimed[0] or device is not aimed[1]:
+            if framework is not last_framework or device is not last_device:
                 _aim(places, lane_of(device), framework)
-                aimed = framework, device  # the next one mostly lies there too
+                last_framework, last_device = framework, device
             if framework.works_on_any_stream:
                 exported = framework.exported_stream(array)
                 if exported is not None:

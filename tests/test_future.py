@@ -313,6 +313,16 @@ def test_streams_that_are_none_leave_the_future_pending(streams):
     assert not future.done()
 
 
+def test_what_is_named_as_the_stream_of_a_wait_that_blocks_must_be_one(spawn):
+    future: Future[int] = Future()
+    waiting = spawn(lambda: future.wait(stream="no stream"))
+    waiting.until_blocked()
+    future.set_result(1)
+
+    with pytest.raises(TypeError, match="stream"):
+        waiting.result()
+
+
 def test_what_is_named_as_the_stream_of_a_wait_must_be_one(machine):
     for future in (completed(machine.plain.array([1.0])), completed(1)):
         for stream in ("cuda:0", object(), 1.5):

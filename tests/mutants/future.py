@@ -358,6 +358,18 @@ MUTANTS: Final = (
         tests=("test_what_is_named_as_the_stream_of_a_wait_must_be_one",),
     ),
     _here(
+        name="woken_wait_does_not_look_at_its_stream",
+        rule="C4",
+        why="what is no stream is an error only if the future was complete before",
+        old="""
+                if self._state == _taken_at_once and stream is None:
+""",
+        new="""
+                if self._state == _taken_at_once:
+""",
+        tests=("test_what_is_named_as_the_stream_of_a_wait_that_blocks_must_be_one",),
+    ),
+    _here(
         name="wait_does_not_look_at_its_timeout_on_the_short_cut",
         rule="C9",
         why="a timeout that is no number of seconds is an error on some days",

@@ -73,10 +73,10 @@ MUTANTS: Final = (
         rule="C2: a record left out",
         why="of two arrays on one device the second library's current stream is not recorded",
         old="""
-            if aimed is None or framework is not aimed[0] or device is not aimed[1]:
+            if framework is not last_framework or device is not last_device:
 """,
         new="""
-            if aimed is None or device is not aimed[1]:
+            if device is not last_device:
 """,
         tests=("test_one_event_for_each_device_and_distinct_current_stream",),
     ),
@@ -85,10 +85,10 @@ MUTANTS: Final = (
         rule="C2: a record left out",
         why="of two arrays of one library the second one's device is not recorded on",
         old="""
-            if aimed is None or framework is not aimed[0] or device is not aimed[1]:
+            if framework is not last_framework or device is not last_device:
 """,
         new="""
-            if aimed is None or framework is not aimed[0]:
+            if framework is not last_framework:
 """,
         tests=("test_one_event_for_each_device_and_distinct_current_stream",),
     ),
