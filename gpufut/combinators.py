@@ -78,6 +78,7 @@ def wait_all(futures: Iterable[Future[Any]], timeout: float | None = None) -> li
     Streams: as `Future.wait`, for each of them.
     """
     checked = _checked(futures, "wait_all")
+    collected: Future[list[Future[Any]]] | None = None
     try:
         deadline = deadline_after(timeout)
         collected = collect_all(checked)
@@ -88,7 +89,8 @@ def wait_all(futures: Iterable[Future[Any]], timeout: float | None = None) -> li
             raise
         return [future.wait(seconds_until(deadline)) for future in checked]
     finally:
-        del futures, checked  # an error's traceback keeps this frame; it must not keep the futures
+        # An error's traceback keeps this frame; it must not keep the futures.
+        del futures, checked, collected
 
 
 def collect_any(futures: Iterable[Future[T]]) -> Future[T]:

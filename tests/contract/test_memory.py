@@ -640,9 +640,12 @@ def test_c18_no_cycle_after_a_combinator_raised(how):
 
     def make() -> list[Any]:
         futures = [Future[Any](), Future[Any]()]
+        refs: list[Any] = [weakref.ref(future) for future in futures]
         for future in futures:
-            future.set_exception(Unhappy())
-        refs = [weakref.ref(future) for future in futures]
+            error = Unhappy()
+            refs.append(weakref.ref(error))
+            future.set_exception(error)
+        del future, error
         apart(deliver, [futures])
         return refs
 

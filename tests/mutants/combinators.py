@@ -227,4 +227,12 @@ def _abandon""",
 """,
         tests=("test_c18_a_future_that_was_collected_twice_and_not_needed_keeps_nothing",),
     ),
+    _here(
+        name="error_of_wait_all_keeps_itself_alive",
+        rule="C18",
+        why="the error's traceback holds the collected future, and that the error",
+        old="        del futures, checked, collected\n",
+        new="        del futures, checked\n",
+        tests=("test_c18_no_cycle_after_a_combinator_raised",),
+    ),
 )
