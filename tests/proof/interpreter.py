@@ -818,7 +818,9 @@ class Interpreter:
             if future is not None and not future.done() and outcome_of(parent)[0] not in VALUES:
                 self.complain(f"step {step.number}: collect_all() does not fail with the first")
 
-        for future in futures:
+        # Of threads that run as they like, one may have taken the callbacks of a future and not yet
+        # come to the collection, when it is asked here whether that has failed.
+        for future in futures if self.reactor is not None else ():
             future.add_done_callback(failed_early, lend_streams=False)
         return collected.then(self.callback(step, collected, body, lends=False, of_node=False))
 
