@@ -317,13 +317,6 @@ def _tuple_items(item: tuple[Any, ...]) -> list[Any]:
     return list(tuple.__iter__(item))
 
 
-def _plain_dict_items(item: dict[Any, Any]) -> list[Any]:
-    for key in item:
-        if type(key) is not str and type(key) not in HOST_TYPES:
-            return [*item, *item.values()]
-    return list(item.values())
-
-
 def _dict_items(item: dict[Any, Any]) -> list[Any]:
     for key in dict.keys(item):  # the base class's: a subclass may iterate otherwise
         if type(key) is not str and type(key) not in HOST_TYPES:
@@ -408,7 +401,6 @@ _BASES: Final[dict[type, Children]] = {
 # Containers by exact type, where one call into C is enough.
 _IN_C: Final[dict[type, Children]] = {
     **_BASES,
-    dict: _plain_dict_items,
     tuple: tuple,
     set: list,
     frozenset: list,

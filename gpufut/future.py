@@ -236,13 +236,13 @@ class Future(Generic[T]):
             value, or to *stream*. Switches none.
         """
         if self._state == _taken_at_once and timeout is None and stream is None:
-            return self._result  # type: ignore[no-any-return]  # see `value`
+            return self._result  # type: ignore[no-any-return]  # a cast() would cost a call
         try:
             deadline = None if timeout is None else deadline_after(timeout)
             if self._state == PENDING:
                 self._block(deadline)
                 if self._state == _taken_at_once and stream is None:
-                    return self._result  # type: ignore[no-any-return]  # see `value`
+                    return self._result  # type: ignore[no-any-return]  # a cast() would cost a call
             return self._deliver(stream, deadline)
         finally:
             del self  # see `value`
@@ -841,7 +841,7 @@ class Future(Generic[T]):
                 self._raise()
             finally:
                 del self  # see `value`
-        return self._result  # type: ignore[no-any-return]  # see `value`
+        return self._result  # type: ignore[no-any-return]  # a cast() would cost a call
 
     def _error(self) -> BaseException:
         """The exception, with this future's own traceback."""
@@ -1227,7 +1227,7 @@ def _help(thread: _Thread, future: Future[Any]) -> None:
 def _then(
     parent: Future[Any], child: Future[Any], callback: Callable[[Future[Any]], object]
 ) -> Future[Any] | None:
-    handoff: Handoff = parent._handoff  # type: ignore[assignment]  # see `_deliver`
+    handoff: Handoff = parent._handoff  # type: ignore[assignment]  # a cast() would cost a call
     lent = handoff.lend_streams()
     settled = None
     try:
@@ -1238,10 +1238,7 @@ def _then(
         return settled
     except BaseException as error:
         lent.take_back()  # a signal on the threshold of `__exit__` keeps it from doing so
-        if settled is not None and isinstance(error, Exception):
-            _report(parent, error)  # a driver's, who would not restore the current streams
-            return settled
-        return _fail(parent, child, error)
+        return _fail(parent, child, error, settled)
     finally:
         settled = None
         del child  # see the end of `_run`
@@ -1304,17 +1301,14 @@ def _copy(parent: Future[Any], child: Future[Any], devices: tuple[Any, ...]) -> 
         return settled
     except BaseException as error:
         lent.take_back()  # see `_then`
-        if settled is not None and isinstance(error, Exception):
-            _report(parent, error)
-            return settled
-        return _fail(parent, child, error)
+        return _fail(parent, child, error, settled)
     finally:
         settled = None
         del child  # see the end of `_run`
 
 
 def _done(parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]) -> None:
-    handoff: Handoff = parent._handoff  # type: ignore[assignment]  # see `_deliver`
+    handoff: Handoff = parent._handoff  # type: ignore[assignment]  # a cast() would cost a call
     lent = handoff.lend_streams()
     try:
         with lent:
@@ -1456,8 +1450,20 @@ def _synchronized(parent: Future[Any], child: Future[Any], _: None) -> Future[An
     return child if finish(None, run=False) else None
 
 
-def _fail(parent: Future[Any], child: Future[Any], error: BaseException) -> Future[Any] | None:
-    """Complete *child* with what its callback raised; return it if its entries are to be run."""
+def _fail(
+    parent: Future[Any],
+    child: Future[Any],
+    error: BaseException,
+    settled: Future[Any] | None = None,
+) -> Future[Any] | None:
+    """Complete *child* with what its callback raised; return it if its entries are to be run.
+
+    If it was *settled* already, an error can only be a driver's that would not restore the current
+    streams: it is logged, and the child's entries are run.
+    """
+    if settled is not None and isinstance(error, Exception):
+        _report(parent, error)
+        return settled
     if parent._state == FAILED and parent._result[0] is error:
         # Handed down from the parent, with its traceback as it was: chains do not make it longer.
         traceback = parent._result[1]

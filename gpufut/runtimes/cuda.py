@@ -413,7 +413,7 @@ class _Bindings:
         self._stream_query = calls.cudaStreamQuery
         self._is_capturing = calls.cudaStreamIsCapturing
 
-    def CUDARuntimeError(self, status: Any) -> RuntimeError:  # noqa: N802
+    def CUDARuntimeError(self, status: Any) -> RuntimeError:  # noqa: N802  # CuPy's name
         """The error for what `eventQuery` or `streamQuery` returned."""
         return driver.failure(int(status), status.name, "asking CUDA")
 
@@ -428,10 +428,10 @@ class _Bindings:
             raise driver.failure(int(status), status.name, function.__name__)
         return answer
 
-    def eventCreateWithFlags(self, flags: int) -> int:  # noqa: N802
+    def eventCreateWithFlags(self, flags: int) -> int:  # noqa: N802  # CuPy's name
         return int(self._one(self._create, flags))
 
-    def streamWaitEvent(self, stream: int, event: int) -> None:  # noqa: N802
+    def streamWaitEvent(self, stream: int, event: int) -> None:  # noqa: N802  # CuPy's name
         self._none(self._wait, stream, event, 0)
 
     def eventQuery(self, event: int) -> int:  # noqa: N802

@@ -28,8 +28,8 @@ MUTANTS: Final = (
         name="keys_of_dictionaries_are_missed",
         rule="C3",
         why="an object that is a key hides its arrays",
-        old="            return [*item, *item.values()]\n",
-        new="            return [*item.values()]\n",
+        old="            return [*dict.keys(item), *dict.values(item)]\n",
+        new="            return [*dict.values(item)]\n",
         tests=("test_an_array_is_found_in",),
     ),
     _here(

@@ -848,12 +848,12 @@ MUTANTS: Final = (
         rule="C14: a driver's error",
         why="the child is complete, but its callbacks never run and its waiters sleep on",
         old="""
-            _report(parent, error)  # a driver's, who would not restore the current streams
-            return settled
+        _report(parent, error)
+        return settled
 """,
         new="""
-            _report(parent, error)
-            return None
+        _report(parent, error)
+        return None
 """,
         tests=("test_a_driver_that_fails_on_the_way_out_of_a_callback_keeps_nobody_waiting",),
     ),
@@ -862,10 +862,11 @@ MUTANTS: Final = (
         rule="C14: a driver's error",
         why="nobody hears of a driver that did not restore the current streams",
         old="""
-            _report(parent, error)  # a driver's, who would not restore the current streams
+        _report(parent, error)
+        return settled
 """,
         new="""
-            pass
+        return settled
 """,
         tests=("test_a_driver_that_fails_on_the_way_out_of_a_callback_keeps_nobody_waiting",),
     ),
@@ -1067,11 +1068,12 @@ def _synchronize(handoff: Handoff, deadline: float | None) -> None:
         rule="C14: a driver's error",
         why="the copy is complete, but its callbacks never run and its waiters sleep on",
         old="""
-            _report(parent, error)
-            return settled
+        lent.take_back()  # see `_then`
+        return _fail(parent, child, error, settled)
 """,
         new="""
-            return None
+        lent.take_back()  # see `_then`
+        return _fail(parent, child, error)
 """,
         tests=("test_a_driver_that_fails_on_the_way_out_of_a_callback_keeps_nobody_waiting",),
     ),
