@@ -145,11 +145,13 @@ class NothingFramework:
     def devices_in_use(self) -> Iterable[int]:
         return range(DEVICES)
 
+    # A copy of nothing is as good as the original, and takes no time either.
+
     def to_host(self, array: object) -> object:
-        raise NotImplementedError("there is nothing in these arrays")
+        return array
 
     def to_device(self, array: object, device: int) -> object:
-        raise NotImplementedError("there is nothing in these arrays")
+        return Array(self, Device(self.device_type, device))
 
 
 _frameworks: Final[dict[str, tuple[Framework, ...]]] = {

@@ -715,16 +715,27 @@ def worlds(devices: Sequence[str], seeds: Sequence[int]) -> list[Spec]:
 # -- threads ---------------------------------------------------------------------------------------
 
 
-def until(condition: Callable[[], object], what: str = "the condition") -> None:
+def comes(condition: Callable[[], object]) -> bool:
     """Look again and again until *condition* holds; for what nothing can announce.
 
-    Raises:
-        AssertionError: It did not within `PATIENCE` seconds.
+    Returns:
+        Whether it did within `PATIENCE` seconds.
     """
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(0.0005)  # only lets others run; what ends the loop is the condition
+    return True
+
+
+def until(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Wait until *condition* holds, as by `comes`.
+
+    Raises:
+        AssertionError: It did not.
+    """
+    assert comes(condition), f"{what} did not come"
 
 
 class Spawned:

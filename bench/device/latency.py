@@ -145,7 +145,7 @@ class _Waiter:
     async def sleeping_in_task(self) -> int:
         self._launch()
         self._rig.record(self._event, self._stream)
-        while not self._rig.query(self._event):  # noqa: ASYNC110  # it is what is measured
+        while not self._rig.query(self._event):  # noqa: ASYNC110  # polling is the rival
             await asyncio.sleep(0)
         return self._rig.now_ns()
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,8 +123,7 @@ def _all(parts: list[Part], effort: Effort, jobs: int, into: Path | None) -> int
         running: list[Future[None]] = [pool.submit(one, part) for part in parts]
         if console.is_terminal:
             with Live(_table(parts, started, results), console=console, transient=True) as live:
-                while not all(each.done() for each in running):
-                    time.sleep(0.5)  # between two pictures
+                while wait(running, timeout=0.5).not_done:
                     live.update(_table(parts, started, results))
         for each in running:
             each.result()

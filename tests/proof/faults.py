@@ -18,7 +18,6 @@ import itertools
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -28,7 +27,7 @@ import numpy as np
 import gpufut
 from gpufut import Future, Manager, runtimes, sim
 from gpufut.frameworks.sim import SimLibrary
-from tests.worlds import PATIENCE, until
+from tests.worlds import PATIENCE, comes, until
 
 __all__ = [
     "KINDS", "SCENARIOS", "Broken", "Injected", "Struck", "calls_of", "fault_at", "strike_all",
@@ -524,15 +523,16 @@ def _run(
             if _currents(machine) != currents:
                 wrong.append("current streams were not restored")
             bench.expected.clear()
-            deadline = time.monotonic() + PATIENCE
-            while True:
+            left: list[str] = []
+
+            def looked_at(faults: Faults = faults, kind: str = kind) -> bool:
                 # Its frames hold all that. The watching thread may still be about to let go.
                 faults.error.__traceback__ = faults.error.__context__ = None
                 gc.collect(0)
-                left = list(_what_is_left(machine))
-                if not left or kind != "interrupt" or time.monotonic() > deadline:
-                    break
-                time.sleep(0.001)
+                left[:] = _what_is_left(machine)
+                return not left or kind != "interrupt"
+
+            comes(looked_at)
             wrong += left
         return faults.calls, wrong
 

@@ -20,7 +20,6 @@ import logging
 import random
 import sys
 import threading
-import time
 import weakref
 from _thread import allocate_lock
 from collections import Counter, defaultdict, deque
@@ -34,7 +33,7 @@ import numpy as np
 import gpufut
 from gpufut import CancelledError, Future, InvalidStateError, Manager, reactor, sim
 from tests.proof.programs import THREADS, Program, Step, plan
-from tests.worlds import PATIENCE
+from tests.worlds import PATIENCE, comes
 
 __all__ = ["Failure", "Tally", "run"]
 
@@ -1081,11 +1080,8 @@ class Interpreter:
                 except (CancelledError, TimeoutError):
                     continue  # who is still pending is found in `finish`
         raised = sum(step.op.act == "done raise" for step in self.steps)
-        deadline = time.monotonic() + PATIENCE
-        while (
-            len(self.calls) < len(self.promised) or len(self.listener.heard) < raised
-        ) and time.monotonic() < deadline:
-            time.sleep(0.0005)  # a future is complete before its callbacks have run
+        # A future is complete before its callbacks have run.
+        comes(lambda: len(self.calls) >= len(self.promised) and len(self.listener.heard) >= raised)
 
     def check(self) -> Tally:
         """Judge what was written down; let go of everything, and see that it goes."""
@@ -1198,19 +1194,21 @@ class Interpreter:
         self.promises.clear()
         given_up = any(CANCELLED in outcomes for outcomes in self.wins.values())
         may_fail = given_up or any(step.op.act in FAILING for step in self.steps)
-        deadline = time.monotonic() + PATIENCE
         generation = 2 if gc.isenabled() else 1
-        while True:
+        left: list[str] = []
+
+        def looked_at() -> bool:
+            nonlocal generation, left
             left = self.what_is_left()
             if left and may_fail:
                 # An error's traceback keeps the frames of who caught it, and these the futures.
                 gc.collect(generation)
                 generation = 2  # what this has found alive is old by now
                 left = self.what_is_left()
-            # The watching thread may still be about to let go.
-            if not left or self.reactor is not None or time.monotonic() > deadline:
-                break
-            time.sleep(0.0005)
+            # A watching thread of its own may still be about to let go.
+            return not left or self.reactor is not None
+
+        comes(looked_at)
         self.complaints += left
 
     def what_is_left(self) -> list[str]:
