@@ -11,7 +11,7 @@ atomic operation of the interpreter:
 
 1. *Claim.* `_declared` is present while the future is open; deleting it succeeds exactly once.
 2. *Publish.* The winner stores the outcome and, last of all, `_state`.
-3. *Register.* Whoever wants to be told appends an entry to `_entries`, then looks at `_state`
+3. *Register.* Whoever wants to be told adds an entry to `_entries`, then looks at `_state`
    again. If it is still pending, the winner, who looks at `_entries` after publishing, will see
    the entry. If not, both may see it: whoever takes it out of the list has it.
 4. *Run.* The winner takes the whole list over and runs it.
@@ -144,17 +144,17 @@ class Future(Generic[T]):
     #   _state     PENDING until the outcome is in place. Written once, by the claimer, last.
     #   _result    unset while pending; the value; or (exception, its traceback) when FAILED.
     #   _handoff   None, or what callbacks need: marks to wait for, devices to lend streams on.
-    #   _entries   see "Register" and "Run" above. The list object is never replaced.
+    #   _entries   see "Register" and "Run" above. None until something is registered, which most
+    #              futures are spared; from then on always the same list.
     _declared: tuple[Any, ...] | None
     _state: int
     _result: Any
     _handoff: Handoff | None
-    _entries: list[Entry]
+    _entries: list[Entry] | None
 
     def __init__(self, devices: Iterable[object] | None = None) -> None:
         self._state = PENDING
-        self._declared = self._handoff = None
-        self._entries = []
+        self._declared = self._handoff = self._entries = None
         if devices is not None:
             self._declared = declare(devices) or None
 
@@ -383,11 +383,13 @@ class Future(Generic[T]):
 
         Streams: records on the current streams of the arrays' frameworks. Never blocks on a device.
         """
-        kind = type(result)
         entries = None
         try:
             if (
-                (kind in _plain_types or (kind in _plain_tests and _plain_tests[kind](result)))
+                (
+                    type(result) in _plain_types
+                    or (type(result) in _plain_tests and _plain_tests[type(result)](result))
+                )
                 and streams is None
                 and arrays is None
                 and self._declared is None
@@ -396,6 +398,8 @@ class Future(Generic[T]):
                 del self._declared
                 self._result = result
                 self._state = VALUE
+                if self._entries is None:
+                    return
                 entries = self._entries
         except Exception:
             pass  # complete already, or a hostile value: the long way tells them apart
@@ -411,12 +415,12 @@ class Future(Generic[T]):
                         _run(self, entries)
                 except RecursionError:
                     left: list[Entry] = []
-                    left += self._entries
-                    del self._entries[:]
+                    left += entries
+                    del entries[:]
                     _orphans.pairs += [(self, left[::-1])]
                     raise
                 except BaseException:
-                    _run(self, self._entries)
+                    _run(self, entries)
                     raise
         elif not self._settle_value(result, streams, arrays, True):
             raise _already_complete()
@@ -485,7 +489,10 @@ class Future(Generic[T]):
             order.release(child)
         entry: Entry = (_then, child, callback)
         if self._state == PENDING:  # `_notify`, written out: this is the hot path
-            self._entries.append(entry)
+            first = [entry]
+            self._entries = entries = first if self._entries is None else self._entries
+            if entries is not first:
+                entries.append(entry)
             if self._state == PENDING or not self._forget(entry):
                 return child
         try:
@@ -539,7 +546,10 @@ class Future(Generic[T]):
             order.release(token)
         entry: Entry = (_done if lend_streams else _done_plainly, token, callback)
         if self._state == PENDING:  # `_notify`, written out: this is the hot path
-            self._entries.append(entry)
+            first = [entry]
+            self._entries = entries = first if self._entries is None else self._entries
+            if entries is not first:
+                entries.append(entry)
             if self._state == PENDING or not self._forget(entry):
                 return
         try:
@@ -647,7 +657,7 @@ class Future(Generic[T]):
             How many there were. Callbacks are compared by equality, as in asyncio.
         """
         thread = _local.thread
-        mine = [self._entries]
+        mine = [self._entries or []]
         # On completion this thread may have taken them over, and be at an earlier one.
         mine += [rest for parent, rest in (*thread.work, *thread.deferred) if parent is self]
         removed = 0
@@ -667,7 +677,7 @@ class Future(Generic[T]):
         state = self._state
         if state == PENDING:
             wakers = (_wake, _wake_loop)
-            callbacks = sum(1 for how, _, _ in list(self._entries) if how not in wakers)
+            callbacks = sum(1 for how, _, _ in list(self._entries or ()) if how not in wakers)
             text = "pending"
             if callbacks:
                 text += f", {callbacks} callback" + ("s" if callbacks > 1 else "")
@@ -714,20 +724,21 @@ class Future(Generic[T]):
         self._result = result
         self._handoff = handoff
         self._state = state
-        if run and self._entries:
+        entries = self._entries
+        if run and entries:
             try:
-                _run(self, self._entries)
+                _run(self, entries)
             except RecursionError:
                 # No room left for `_run`, nor for a call here.
                 left: list[Entry] = []
-                left += self._entries
-                del self._entries[:]
+                left += entries
+                del entries[:]
                 _orphans.pairs += [(self, left[::-1])]
                 raise
             except BaseException:
                 # A signal on the threshold of `_run`, or one that it has passed on. In the first
                 # case nothing has run yet; in the second there is nothing left.
-                _run(self, self._entries)
+                _run(self, entries)
                 raise
         return True
 
@@ -760,7 +771,12 @@ class Future(Generic[T]):
         if _watched and isinstance(entry[1], Future):
             order.release(entry[1])
         if self._state == PENDING:
-            self._entries.append(entry)
+            first = [entry]
+            # One line, and nothing in it can come between: see "Interrupts". What a debugger runs
+            # between lines might.
+            self._entries = entries = first if self._entries is None else self._entries
+            if entries is not first:
+                entries.append(entry)
             # The claimer looks at the entries after publishing: if the future is still pending now,
             # it will see this one. If not, it may have, and then the entry is no longer there.
             if self._state == PENDING or not self._forget(entry):
@@ -772,8 +788,11 @@ class Future(Generic[T]):
 
     def _forget(self, entry: Entry) -> bool:
         """Take *entry* back. False if it is being run, or has been."""
+        entries = self._entries
+        if entries is None:
+            return False
         try:
-            self._entries.remove(entry)
+            entries.remove(entry)
         except ValueError:
             return False
         return True
@@ -802,9 +821,11 @@ class Future(Generic[T]):
                 gate = host.allocate_lock()
                 gate.acquire()
             entry: Entry = (_wake, gate, gate)
+            first = [entry]
             try:
-                # In front: a waiter is woken before any callback runs.
-                self._entries.insert(0, entry)
+                self._entries = entries = first if self._entries is None else self._entries
+                if entries is not first:
+                    entries.insert(0, entry)  # a waiter is woken before any callback runs
                 if self._state != PENDING:
                     if self._forget(entry):
                         thread.gate = gate
@@ -919,7 +940,7 @@ _NOBODY: Final = _Thread()  # stands for "no account opened"; nothing is ever wr
 
 
 def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a tenth of a callback
-    parent: Future[Any], entries: list[Entry]
+    parent: Future[Any], entries: list[Entry] | None
 ) -> None:
     """Run the entries of a completed future, and those of the futures that they complete.
 
@@ -1109,10 +1130,11 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     _orphans.pairs += [(parent, [(_wake_loop, begun, None)])]
             else:
                 begun._result, begun._handoff, begun._state = (error, None), None, FAILED
-                rest = []
-                rest += begun._entries
-                del begun._entries[:]
-                _orphans.pairs += [(begun, rest[::-1])]
+                if begun._entries:
+                    rest = []
+                    rest += begun._entries
+                    del begun._entries[:]
+                    _orphans.pairs += [(begun, rest[::-1])]
             if thread is not _NOBODY:
                 while work and work[-1] is not _FLOOR:
                     _orphans.pairs += [work[-1]]
@@ -1180,7 +1202,7 @@ def _follows(future: Future[Any], roots: Iterable[object]) -> bool:
         if looked_at > 4096:
             break
         # `then` and what follows from it; a collected future may complete by another way.
-        reached += [target for how, target, _ in list(root._entries) if how in _FOLLOWING]
+        reached += [target for how, target, _ in list(root._entries or ()) if how in _FOLLOWING]
     return False
 
 
@@ -1386,7 +1408,10 @@ class Collector:
         entry: Entry = (_count, self, None)  # the same for all
         for future in futures:
             if future._state == PENDING:  # `_notify`, written out: lists are long
-                future._entries.append(entry)
+                first = [entry]
+                future._entries = entries = first if future._entries is None else future._entries
+                if entries is not first:
+                    entries.append(entry)
                 if future._state == PENDING or not future._forget(entry):
                     continue
             _run_late(future, entry)

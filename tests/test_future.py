@@ -124,7 +124,7 @@ def waiting(future: Future[Any], count: int = 1) -> None:
     timer = threading.Timer(PATIENCE, give_up.set)
     timer.start()
     try:
-        while sum(entry[0] is gpufut.future._wake for entry in list(future._entries)) < count:
+        while sum(entry[0] is gpufut.future._wake for entry in list(future._entries or ())) < count:
             assert not give_up.wait(0.001), "nobody came to wait"
     finally:
         timer.cancel()
@@ -454,7 +454,7 @@ def test_wait_zero_only_looks():
         with pytest.raises(TimeoutError):
             method(0)
     assert not future.done()
-    assert future._entries == []
+    assert not future._entries
 
 
 def test_waiters_are_woken_before_the_first_callback_runs():
@@ -551,7 +551,7 @@ def test_an_interrupted_wait_leaves_nothing_behind(monkeypatch):
     for timeout in (None, 10.0):
         with pytest.raises(KeyboardInterrupt):
             future.wait(timeout)
-        assert future._entries == []
+        assert not future._entries
 
 
 def test_a_thread_that_gave_up_one_wait_can_wait_again():
@@ -1022,7 +1022,7 @@ def test_an_interrupt_while_a_coroutine_of_another_thread_is_woken_does_not_lose
         await asyncio.wait([asyncio.ensure_future(one()) for _ in range(waiters)], timeout=5.0)
 
     thread = in_thread(lambda: loop.run_until_complete(all_of_them()), loop.close)
-    until(lambda: len(future._entries) == waiters, "all of them wait")
+    until(lambda: len(future._entries or ()) == waiters, "all of them wait")
     strike_once(monkeypatch, loop, "call_soon_threadsafe")
     with pytest.raises(KeyboardInterrupt):
         future.set_result(1)
@@ -1502,7 +1502,7 @@ def test_what_an_errand_finds_no_stack_for_waits_only_for_the_next_completion():
     future: Future[int] = Future()
     future.add_done_callback(notes(log, "ran"))
     orphans = gpufut.future._orphans.pairs
-    orphans += [(completed(1), list(future._entries))]
+    orphans += [(completed(1), list(future._entries or ()))]
 
     first: Future[int] = Future()
     collected = collect_all([first])

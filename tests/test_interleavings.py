@@ -88,7 +88,7 @@ def test_the_printed_command_repeats_the_failure_line_by_line():
 
     assert done.returncode == 1
     assert "makes way at its place" in done.stdout
-    assert "self._entries.insert(0, (gpufut.future._wake, gate, gate))" in done.stdout
+    assert "_entries(self).insert(0, (gpufut.future._wake, gate, gate))" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("it fails: AssertionError: a thread waits for")
 
 

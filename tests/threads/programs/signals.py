@@ -54,7 +54,7 @@ def an_interrupt_during_completion_loses_neither_waiters_nor_callbacks(
     future: Future[Any] = Future()
     gate = allocate_lock()
     gate.acquire()
-    future._entries.append((gpufut.future._wake, gate, gate))  # as a waiting thread leaves it
+    future._entries = [(gpufut.future._wake, gate, gate)]  # as a waiting thread leaves it
     log = Log()
     future.add_done_callback(logs(log, "a"))
     child = future.then(logs(log, "b"))
@@ -214,7 +214,7 @@ def an_interrupted_wait_leaves_nothing_behind(timeout: float) -> Program:
 
     def check() -> None:
         assert_account_is_settled()
-        assert future._entries == []
+        assert not future._entries
 
     return Program([wait], check)
 
