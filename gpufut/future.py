@@ -13,8 +13,13 @@ atomic operation of the interpreter:
 2. *Publish.* The winner stores the outcome and, last of all, `_state`.
 3. *Register.* Whoever wants to be told adds an entry to `_entries`, then looks at `_state`
    again. If it is still pending, the winner, who looks at `_entries` after publishing, will see
-   the entry. If not, both may see it: whoever takes it out of the list has it.
-4. *Run.* The winner takes the whole list over and runs it.
+   the entry. If not, both may see it: whoever takes it out has it.
+4. *Run.* The winner takes all entries over and runs them.
+
+Most futures have one entry or none, and are spared a list: the first entry stands in `_entries`
+itself, the second makes a list of the two, which stays. It is exchanged by comparing and storing in
+one line, which is one step: ``self._entries = now = new if self._entries is old else
+self._entries``. If `now` is `new`, it has been done.
 
 `remove` compares, and must not run user code. So the first two fields tell entries apart, or their
 callbacks are plain functions, of which equal ones are the same.
@@ -23,7 +28,9 @@ Interrupts
 ----------
 CPython looks for signals and for other threads after calls, at the ends of loops and on entering a
 function, and nowhere else. A few lines without a call are thus one step, to other threads and to a
-handler that raises, as that of Ctrl-C does: an entry is never taken and not noted. Where a handler
+handler that raises, as that of Ctrl-C does: an entry is never taken and not noted. (To a debugger
+only one line is. And garbage is collected, which may call anything, where objects are made that can
+hold others: so what is stored is made before.) Where a handler
 can strike, `_run` finishes first and lets it go on at the end. (A signal at the back edge of a loop
 is caught by the handlers of the instruction before the loop, in CPython 3.11: no `try` may be
 followed by its loop at once.)
@@ -80,7 +87,7 @@ S = TypeVar("S")
 PENDING: Final = 0
 VALUE: Final = 1  # a value that no device works on
 FENCED: Final = 2  # a value with a hand-off: waiting for it adds device-side waits
-FAILED: Final = 3
+FAILED: Final = 3  # this, and what is above, is no success
 CANCELLED: Final = 4
 
 # While somebody watches the order of threads, and what changes then: see `_on_watch`.
@@ -144,13 +151,12 @@ class Future(Generic[T]):
     #   _state     PENDING until the outcome is in place. Written once, by the claimer, last.
     #   _result    unset while pending; the value; or (exception, its traceback) when FAILED.
     #   _handoff   None, or what callbacks need: marks to wait for, devices to lend streams on.
-    #   _entries   see "Register" and "Run" above. None until something is registered, which most
-    #              futures are spared; from then on always the same list.
+    #   _entries   None; the only entry; or, once there were two, always the same list: see above.
     _declared: tuple[Any, ...] | None
     _state: int
     _result: Any
     _handoff: Handoff | None
-    _entries: list[Entry] | None
+    _entries: Entry | list[Entry] | None
 
     def __init__(self, devices: Iterable[object] | None = None) -> None:
         self._state = PENDING
@@ -383,7 +389,7 @@ class Future(Generic[T]):
 
         Streams: records on the current streams of the arrays' frameworks. Never blocks on a device.
         """
-        entries = None
+        complete = False
         try:
             if (
                 (
@@ -400,28 +406,25 @@ class Future(Generic[T]):
                 self._state = VALUE
                 if self._entries is None:
                     return
-                entries = self._entries
+                complete = True
         except Exception:
             pass  # complete already, or a hostile value: the long way tells them apart
-        if entries is not None:
-            if entries:
-                try:
-                    # A blocked thread stands in front, and is woken without a detour.
-                    if entries[0][0] is _wake:
-                        gate = entries[0][1]
-                        del entries[0]  # no call since the line above: see "Interrupts"
-                        gate.release()
-                    if entries:
-                        _run(self, entries)
-                except RecursionError:
-                    left: list[Entry] = []
-                    left += entries
-                    del entries[:]
-                    _orphans.pairs += [(self, left[::-1])]
-                    raise
-                except BaseException:
-                    _run(self, entries)
-                    raise
+        if complete:
+            try:
+                entry: Any = self._entries
+                if entry and entry[0] is _wake:  # a blocked thread, and nobody else
+                    self._entries = left = None if self._entries is entry else self._entries
+                    if left is None:
+                        entry[1].release()
+                        return
+                entry = left = None  # see the end of `_run`
+                _run(self, self._entries)
+            except RecursionError:
+                _orphans.pairs += [(self, None)]
+                raise
+            except BaseException:
+                _run(self, self._entries)
+                raise
         elif not self._settle_value(result, streams, arrays, True):
             raise _already_complete()
 
@@ -489,12 +492,12 @@ class Future(Generic[T]):
             order.release(child)
         entry: Entry = (_then, child, callback)
         if self._state == PENDING:  # `_notify`, written out: this is the hot path
-            first = [entry]
-            self._entries = entries = first if self._entries is None else self._entries
-            if entries is not first:
-                entries.append(entry)
+            self._entries = entries = entry if self._entries is None else self._entries
+            if entries is not entry:
+                self._add(entry)
             if self._state == PENDING or not self._forget(entry):
                 return child
+            del entries
         try:
             _run_late(self, entry)
             return child
@@ -546,12 +549,12 @@ class Future(Generic[T]):
             order.release(token)
         entry: Entry = (_done if lend_streams else _done_plainly, token, callback)
         if self._state == PENDING:  # `_notify`, written out: this is the hot path
-            first = [entry]
-            self._entries = entries = first if self._entries is None else self._entries
-            if entries is not first:
-                entries.append(entry)
+            self._entries = entries = entry if self._entries is None else self._entries
+            if entries is not entry:
+                self._add(entry)
             if self._state == PENDING or not self._forget(entry):
                 return
+            del entries
         try:
             _run_late(self, entry)
         finally:
@@ -657,10 +660,12 @@ class Future(Generic[T]):
             How many there were. Callbacks are compared by equality, as in asyncio.
         """
         thread = _local.thread
-        mine = [self._entries or []]
-        # On completion this thread may have taken them over, and be at an earlier one.
-        mine += [rest for parent, rest in (*thread.work, *thread.deferred) if parent is self]
         removed = 0
+        for entry in _listed(self):
+            if entry[0] in (_done, _done_plainly) and entry[2] == callback:
+                removed += self._forget(entry)
+        # On completion this thread may have taken them over, and be at an earlier one.
+        mine = [rest for parent, rest in (*thread.work, *thread.deferred) if parent is self]
         for entries in mine:
             for entry in list(entries):
                 if entry[0] in (_done, _done_plainly) and entry[2] == callback:
@@ -677,7 +682,7 @@ class Future(Generic[T]):
         state = self._state
         if state == PENDING:
             wakers = (_wake, _wake_loop)
-            callbacks = sum(1 for how, _, _ in list(self._entries or ()) if how not in wakers)
+            callbacks = sum(1 for how, _, _ in _listed(self) if how not in wakers)
             text = "pending"
             if callbacks:
                 text += f", {callbacks} callback" + ("s" if callbacks > 1 else "")
@@ -724,21 +729,17 @@ class Future(Generic[T]):
         self._result = result
         self._handoff = handoff
         self._state = state
-        entries = self._entries
-        if run and entries:
+        if run and self._entries:
             try:
-                _run(self, entries)
+                _run(self, self._entries)
             except RecursionError:
                 # No room left for `_run`, nor for a call here.
-                left: list[Entry] = []
-                left += entries
-                del entries[:]
-                _orphans.pairs += [(self, left[::-1])]
+                _orphans.pairs += [(self, None)]
                 raise
             except BaseException:
                 # A signal on the threshold of `_run`, or one that it has passed on. In the first
                 # case nothing has run yet; in the second there is nothing left.
-                _run(self, entries)
+                _run(self, self._entries)
                 raise
         return True
 
@@ -771,16 +772,14 @@ class Future(Generic[T]):
         if _watched and isinstance(entry[1], Future):
             order.release(entry[1])
         if self._state == PENDING:
-            first = [entry]
-            # One line, and nothing in it can come between: see "Interrupts". What a debugger runs
-            # between lines might.
-            self._entries = entries = first if self._entries is None else self._entries
-            if entries is not first:
-                entries.append(entry)
+            self._entries = entries = entry if self._entries is None else self._entries
+            if entries is not entry:
+                self._add(entry)
             # The claimer looks at the entries after publishing: if the future is still pending now,
             # it will see this one. If not, it may have, and then the entry is no longer there.
             if self._state == PENDING or not self._forget(entry):
                 return
+            del entries
         try:
             _run_late(self, entry)
         finally:
@@ -788,14 +787,34 @@ class Future(Generic[T]):
 
     def _forget(self, entry: Entry) -> bool:
         """Take *entry* back. False if it is being run, or has been."""
-        entries = self._entries
-        if entries is None:
+        none: list[Entry] = []
+        self._entries = left = none if self._entries == entry else self._entries
+        if left is none:
+            return True
+        if type(left) is not list:
             return False
         try:
-            entries.remove(entry)
+            left.remove(entry)
         except ValueError:
             return False
         return True
+
+    def _add(self, entry: Entry, in_front: bool = False) -> None:
+        """Register *entry* beside others."""
+        while True:
+            before = self._entries
+            if type(before) is list:
+                if in_front:
+                    before.insert(0, entry)
+                else:
+                    before.append(entry)
+                return
+            new: Any = entry
+            if before is not None:
+                new = [entry, before] if in_front else [before, entry]
+            self._entries = now = new if self._entries is before else self._entries
+            if now is new:
+                return
 
     def _block(self, deadline: float | None) -> None:
         """Block the host until the future is complete.
@@ -821,11 +840,11 @@ class Future(Generic[T]):
                 gate = host.allocate_lock()
                 gate.acquire()
             entry: Entry = (_wake, gate, gate)
-            first = [entry]
             try:
-                self._entries = entries = first if self._entries is None else self._entries
-                if entries is not first:
-                    entries.insert(0, entry)  # a waiter is woken before any callback runs
+                self._entries = entries = entry if self._entries is None else self._entries
+                if entries is not entry:
+                    self._add(entry, True)  # in front: a waiter is woken before any callback runs
+                del entries
                 if self._state != PENDING:
                     if self._forget(entry):
                         thread.gate = gate
@@ -927,12 +946,15 @@ _FLOOR: Final[tuple[Any, list[Entry]]] = (None, _NO_ENTRIES)  # below it, work o
 
 
 class _Orphans:
-    """Entries for which there was no stack left. The next thread that runs callbacks takes them."""
+    """Entries for which there was no stack left. The next thread that runs callbacks takes them.
+
+    With their future: the last one first, or None for those that are still registered.
+    """
 
     __slots__ = ("pairs",)
 
     def __init__(self) -> None:
-        self.pairs: list[tuple[Future[Any], list[Entry]]] = []
+        self.pairs: list[tuple[Future[Any], list[Entry] | None]] = []
 
 
 _orphans: Final = _Orphans()
@@ -940,96 +962,142 @@ _NOBODY: Final = _Thread()  # stands for "no account opened"; nothing is ever wr
 
 
 def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a tenth of a callback
-    parent: Future[Any], entries: list[Entry] | None
+    parent: Future[Any], entries: Any
 ) -> None:
     """Run the entries of a completed future, and those of the futures that they complete.
 
     Depth first and in constant stack. The entries are in order of registration, waiters in front.
-    What is still registered in the list from now on is not ours: whoever does that sees that the
-    future is complete, and takes its entry back.
+    What is still registered from now on is not ours: whoever does that sees that the future is
+    complete, and takes its entry back.
+
+    Args:
+        parent: The future.
+        entries: What was found in its `_entries`; or a list of one that came too late to be there.
     """
     # The thread's account, opened when there is a user's callback to run. Waking a thread or
     # counting down runs no code that could nest, and need not pay for it.
     thread = _NOBODY
     work = _NOBODY.work
     depth = 0
-    # An entry that was taken and has not begun; the target of one that has.
-    entry: Entry | None = None
-    begun: Any = None
-    struck: Any = None  # the target of one that a signal has ended
+    # `entry`: one that was taken and has not begun. `begun`: the target of one that has. `struck`:
+    # that of one that a signal, `interrupt`, has ended.
+    entry = begun = struck = interrupt = None  # type: Any
     settled: Future[Any] | None
-    interrupt: BaseException | None = None
     # What is left of the entries of `parent`, first one last, so that each is taken in no time.
     rest = _NO_ENTRIES
-    account: _Thread | None = None
-    if entries and entries[0][0] is _done_at_once:
-        account = _local.thread  # nothing is taken yet: if it has to be made, that may fail
-    if entries:
-        # Take them over. No call until the end of the block: see "Interrupts".
-        entry = entries[0]
-        del entries[0]
-        if entries:
-            # Not a slice of them: while its list is made garbage may be collected, and a finalizer
-            # take some of them back, after their number was read.
-            rest = []
-            rest += entries
-            del entries[:]
-            rest = rest[::-1]
-        entries = _NO_ENTRIES
-        if (
-            entry[0] is _done_at_once
-            and account is not None
-            and rest is _NO_ENTRIES
-            and parent._handoff is None
-        ):
-            # One callback and no device work: most futures end here, so it is written out.
-            depth = account.depth
-            if depth < MAX_NESTING:
-                account.depth = depth + 1
-                callback, entry = entry[2], None
-                try:
-                    callback(parent)
-                except BaseException as error:
-                    try:
-                        _report(parent, error)
-                    except BaseException:  # a signal, a handler of the log's, no room
-                        account.depth = depth
-                        raise
-                if account.interrupt is None and (
-                    depth or not (account.deferred or _orphans.pairs)
-                ):
-                    account.depth = depth
-                    del parent, callback, account  # see the end
-                    return
-                thread = account
-                work = account.work
-                if depth:
-                    account.outer += [account.target]
-                    work += [_FLOOR]
-            else:
-                depth = 0
     while True:
         try:
             settled = None  # something must stand here: see "Interrupts"
             if struck is not None:  # until this is done, however often a signal strikes
                 settled = _interrupted(struck, interrupt)
                 struck = None
-                if settled is not None:
+                if settled is not None and settled._entries:
                     parent, entries = settled, settled._entries
+            if type(entries) is tuple and thread is _NOBODY and not _watched:
+                # A single entry and no device work, as most futures have it, and chains: the loop
+                # below, without what this case can do without. What is taken begins without a call
+                # in between: see "Interrupts".
+                how, target, callback = entries
+                if callback is None:
+                    parent._entries = left = None if parent._entries is entries else parent._entries
+                    if left is None:
+                        begun, entries = target, None
+                        if how is not _count:
+                            settled = how(parent, target, None)
+                        elif (parent._state < FAILED) is target.decided_by_success or not next(
+                            target.left
+                        ):
+                            settled = _conclude(parent, target)
+                        begun = None
+                        if settled is not None:
+                            parent, entries = settled, settled._entries
+                        elif not _orphans.pairs:
+                            return
+                elif (how is _then or how is _done) and parent._handoff is None:
+                    account = _local.thread
+                    if account.depth < MAX_NESTING:
+                        thread = account
+                        work = account.work
+                        depth = account.depth
+                        account.depth = depth + 1
+                        if depth:
+                            account.outer += [account.target]
+                            work += [_FLOOR]
+                        while True:
+                            parent._entries = left = (
+                                None if parent._entries is entries else parent._entries
+                            )
+                            if left is not None:
+                                break
+                            entries = None
+                            if how is _done:
+                                try:
+                                    callback(parent)
+                                except BaseException as error:
+                                    _report(parent, error)
+                                break
+                            begun = account.target = target
+                            try:
+                                result = callback(parent)
+                                try:
+                                    plain = type(result) in _plain_types
+                                except TypeError:  # a class that cannot be hashed
+                                    plain = False
+                                if plain:  # as in `set_result`
+                                    del target._declared
+                                    target._result = result
+                                    target._state = VALUE
+                                    settled = target
+                                else:
+                                    settled = target if target._settle_value(result) else None
+                            except BaseException as error:
+                                settled = _fail(parent, target, error)
+                            begun = None
+                            if settled is None:
+                                break
+                            parent, entries = settled, settled._entries
+                            if type(entries) is not tuple or parent._handoff is not None:
+                                break
+                            how, target, callback = entries
+                            if how is not _then and how is not _done:
+                                break
+                        if not (
+                            entries
+                            or depth
+                            or account.deferred
+                            or account.interrupt
+                            or _orphans.pairs
+                        ):
+                            account.depth = 0
+                            account.target = None
+                            del parent, entries  # see the end
+                            target = callback = settled = result = None
+                            return
+            settled = None  # and here: a `return` is outside of what the handlers below cover
             while True:
                 if entry is not None:
                     pass  # taken already
-                elif entries:  # as above
-                    entry = entries[0]
+                elif type(entries) is tuple:
+                    # Take it. No call from here to where it begins: see "Interrupts".
+                    parent._entries = left = None if parent._entries is entries else parent._entries
+                    rest = _NO_ENTRIES
+                    if left is not None:
+                        entries = left
+                        continue
+                    entry = entries
+                    entries = None
+                elif entries:
+                    entry = entries[0]  # as above
                     del entries[0]
+                    rest = _NO_ENTRIES
                     if entries:
+                        # Not a slice of them: while its list is made garbage may be collected, and
+                        # a finalizer take some of them back, after their number was read.
                         rest = []
                         rest += entries
                         del entries[:]
                         rest = rest[::-1]
-                    else:
-                        rest = _NO_ENTRIES
-                    entries = _NO_ENTRIES
+                    entries = None
                 elif rest:
                     entry = rest[-1]
                     del rest[-1]
@@ -1043,8 +1111,12 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     del thread.deferred[0]
                     continue
                 elif _orphans.pairs and not depth:
-                    parent, rest = _orphans.pairs[0]
+                    parent, orphaned = _orphans.pairs[0]
                     del _orphans.pairs[0]
+                    if orphaned is None:
+                        entries = parent._entries
+                    else:
+                        rest = orphaned
                     continue
                 else:
                     break
@@ -1055,16 +1127,6 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     if how is _wake:
                         entry = None
                         target.release()
-                        continue
-                    if callback is None and not rest:
-                        # An errand and nothing after it: most futures of a long list end here.
-                        begun, entry = target, None
-                        settled = how(parent, target, None)
-                        begun = None
-                        if settled is None and not _orphans.pairs:
-                            return
-                        if settled is not None and settled._entries:
-                            parent, entries = settled, settled._entries
                         continue
                     if callback is not None or rest:
                         account = _local.thread
@@ -1130,11 +1192,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     _orphans.pairs += [(parent, [(_wake_loop, begun, None)])]
             else:
                 begun._result, begun._handoff, begun._state = (error, None), None, FAILED
-                if begun._entries:
-                    rest = []
-                    rest += begun._entries
-                    del begun._entries[:]
-                    _orphans.pairs += [(begun, rest[::-1])]
+                _orphans.pairs += [(begun, None)]
             if thread is not _NOBODY:
                 while work and work[-1] is not _FLOOR:
                     _orphans.pairs += [work[-1]]
@@ -1167,6 +1225,14 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
             raise interrupt
         finally:
             del interrupt  # the traceback keeps this frame
+
+
+def _listed(future: Future[Any]) -> list[Entry]:
+    """What is registered now, as a list of its own."""
+    entries = future._entries
+    if entries is None:
+        return []
+    return [entries] if isinstance(entries, tuple) else list(entries)
 
 
 def _tell(how: object, parent: Future[Any], target: object) -> None:
@@ -1202,7 +1268,7 @@ def _follows(future: Future[Any], roots: Iterable[object]) -> bool:
         if looked_at > 4096:
             break
         # `then` and what follows from it; a collected future may complete by another way.
-        reached += [target for how, target, _ in list(root._entries or ()) if how in _FOLLOWING]
+        reached += [target for how, target, _ in _listed(root) if how in _FOLLOWING]
     return False
 
 
@@ -1340,9 +1406,6 @@ def _done(parent: Future[Any], _: object, callback: Callable[[Future[Any]], obje
         _report(parent, error)
 
 
-_done_at_once: object = _done  # unless somebody watches
-
-
 def _done_plainly(
     parent: Future[Any], _: object, callback: Callable[[Future[Any]], object]
 ) -> None:
@@ -1394,33 +1457,36 @@ class Collector:
             none decides, that is the last one's failure, or the list of futures.
     """
 
-    __slots__ = ("__weakref__", "_decided_by_success", "_futures", "_left", "collected")
+    __slots__ = ("__weakref__", "collected", "decided_by_success", "futures", "left")
 
     def __init__(self, futures: list[Future[Any]], decided_by_success: bool) -> None:
         self.collected: Future[Any] = Future()
-        self._decided_by_success = decided_by_success
-        self._futures = futures
+        self.decided_by_success: Final = decided_by_success
+        self.futures = futures
         # One draw for each future that does not decide. Drawing is atomic, so exactly one draws 0.
-        self._left = itertools.count(len(futures) - 1, -1)
+        # Upwards, because a count in another step than 1 takes twice as long.
+        self.left: Final = itertools.count(1 - len(futures))
         # First in line: when the outcome is there, nothing of it shall stay with futures that are
         # still pending, perhaps for ever, and were asked in vain.
         self.collected._notify((_abandon, self, None))
-        entry: Entry = (_count, self, None)  # the same for all
+        entry: Entry = (_count, self, None)
         for future in futures:
+            if future._entries is entry:  # it is listed twice
+                entry = _count, self, None
             if future._state == PENDING:  # `_notify`, written out: lists are long
-                first = [entry]
-                future._entries = entries = first if future._entries is None else future._entries
-                if entries is not first:
-                    entries.append(entry)
+                future._entries = entries = entry if future._entries is None else future._entries
+                if entries is not entry:
+                    future._add(entry)
                 if future._state == PENDING or not future._forget(entry):
                     continue
+                del entries
             _run_late(future, entry)
         if self.collected._state != PENDING:  # and had not been entered everywhere when it was
             self._leave(futures)
 
     def abandon(self) -> None:
         """Leave the futures that are still pending."""
-        futures, self._futures = self._futures, []
+        futures, self.futures = self.futures, []
         self._leave(futures)
 
     def _leave(self, futures: list[Future[Any]]) -> None:
@@ -1431,18 +1497,22 @@ class Collector:
 
 
 def _count(parent: Future[Any], collector: Collector, _: None) -> Future[Any] | None:
-    """Take note of a completed future."""
-    collected = collector.collected
-    succeeded = parent._state == VALUE or parent._state == FENCED
-    if succeeded is not collector._decided_by_success:
+    """Take note of a completed future. `_run` has this written out."""
+    if (parent._state < FAILED) is not collector.decided_by_success:
         if _watched:
             order.release(collector)
-        if next(collector._left):
+        if next(collector.left):
             return None
         if _watched:
             order.acquire(collector)  # the last one comes after all the others
-        if succeeded:
-            return collected if collected._settle(VALUE, collector._futures, None) else None
+    return _conclude(parent, collector)
+
+
+def _conclude(parent: Future[Any], collector: Collector) -> Future[Any] | None:
+    """Complete what was collected, by a future that decides, or by the last."""
+    collected = collector.collected
+    if parent._state < FAILED and not collector.decided_by_success:
+        return collected if collected._settle(VALUE, collector.futures, None) else None
     return collected if collected._settle_like(parent) else None
 
 
@@ -1544,10 +1614,9 @@ _NO_PLAIN: Final[tuple[set[type], dict[type, Callable[[Any], object]]]] = (set()
 
 def _on_watch(watched: bool) -> None:
     """Take no short cuts while somebody watches how threads are ordered: see "Watching"."""
-    global _watched, _taken_at_once, _plain_types, _plain_tests, _done_at_once
+    global _watched, _taken_at_once, _plain_types, _plain_tests
     _taken_at_once = -1 if watched else VALUE
     _plain_types, _plain_tests = _NO_PLAIN if watched else (HOST_TYPES, HOST_TESTS)
-    _done_at_once = None if watched else _done
     _watched = watched
 
 

@@ -124,7 +124,9 @@ def waiting(future: Future[Any], count: int = 1) -> None:
     timer = threading.Timer(PATIENCE, give_up.set)
     timer.start()
     try:
-        while sum(entry[0] is gpufut.future._wake for entry in list(future._entries or ())) < count:
+        while [how for how, _, _ in gpufut.future._listed(future)].count(
+            gpufut.future._wake
+        ) < count:
             assert not give_up.wait(0.001), "nobody came to wait"
     finally:
         timer.cancel()
@@ -976,6 +978,25 @@ def test_after_an_interrupt_in_an_errand_another_one_in_looking_after_it_stops_n
     assert other.value() == 2
 
 
+@pytest.mark.parametrize("beside", [[], ["another"]], ids=len)
+def test_after_an_interrupt_in_an_errand_the_others_get_the_future_that_they_are_of(
+    monkeypatch, beside
+):
+    future: Future[int] = Future()
+    for _ in beside:
+        future.add_done_callback(lambda _: None)
+    seen: list[Future[int]] = []
+    child = future.synchronized()
+    future.add_done_callback(seen.append)
+    strike_once(monkeypatch, Future, "_settle_like")
+
+    with pytest.raises(KeyboardInterrupt, match="_settle_like"):
+        future.set_result(1)
+
+    assert child.done()
+    assert seen == [future]
+
+
 @pytest.mark.parametrize("derive", ["then", "to_host", "to"])
 def test_a_driver_that_fails_on_the_way_out_of_a_callback_keeps_nobody_waiting(
     machine, monkeypatch, caplog, derive
@@ -1022,7 +1043,7 @@ def test_an_interrupt_while_a_coroutine_of_another_thread_is_woken_does_not_lose
         await asyncio.wait([asyncio.ensure_future(one()) for _ in range(waiters)], timeout=5.0)
 
     thread = in_thread(lambda: loop.run_until_complete(all_of_them()), loop.close)
-    until(lambda: len(future._entries or ()) == waiters, "all of them wait")
+    until(lambda: len(gpufut.future._listed(future)) == waiters, "all of them wait")
     strike_once(monkeypatch, loop, "call_soon_threadsafe")
     with pytest.raises(KeyboardInterrupt):
         future.set_result(1)
@@ -1195,6 +1216,32 @@ def test_callbacks_nest_up_to_a_limit_and_are_put_off_beyond_it():
     log.clear()
     nested(MAX_NESTING, innermost)
     assert log == ["returned", "callback"]
+
+
+@pytest.mark.parametrize("place", range(12))
+def test_of_two_that_register_at_once_beside_a_third_none_is_lost(place):
+    future: Future[int] = Future()
+    log: list[str] = []
+    places = itertools.count()
+
+    def comes_between(frame: Any, event: str, _: object) -> Any:
+        if frame.f_code is not Future._add.__code__:
+            return None
+        if event == "line" and next(places) == place:
+            future.add_done_callback(notes(log, "another"))
+        return comes_between
+
+    future.add_done_callback(notes(log, "first"))
+    tracer = sys.gettrace()
+    sys.settrace(comes_between)
+    try:
+        future.add_done_callback(notes(log, "second"))
+    finally:
+        sys.settrace(tracer)
+    future.set_result(1)
+
+    came = next(places) > place
+    assert sorted(log) == (["another"] if came else []) + ["first", "second"]
 
 
 def test_what_was_put_off_runs_in_the_order_in_which_it_came():
@@ -1439,15 +1486,16 @@ def test_a_loop_of_then_async_as_long_as_one_likes_needs_no_stack():
 
 
 @pytest.mark.timeout(20)
-def test_completing_a_future_with_no_stack_left_puts_its_callbacks_off_and_loses_none():
+@pytest.mark.parametrize("several", [1, 3])
+def test_completing_a_future_with_no_stack_left_puts_its_callbacks_off_and_loses_none(several):
     """Within a few frames of the limit they run with the next callback of the thread that fits.
 
     Only a callback that had begun when the stack ran out may leave its child without an outcome.
     """
-    begun: set[Future[Any]] = set()
+    begun: set[tuple[Future[Any], int]] = set()
 
-    def callback(parent: Future[int]) -> int:
-        begun.add(parent)
+    def callback(number: int, parent: Future[int]) -> int:
+        begun.add((parent, number))
         return parent.value()
 
     def dive(levels: int, future: Future[int]) -> None:
@@ -1460,13 +1508,14 @@ def test_completing_a_future_with_no_stack_left_puts_its_callbacks_off_and_loses
     torn: list[Future[int]] = []
     for levels in range(limit - 150, limit):
         future: Future[int] = Future()
-        child = future.then(callback)
+        children = [future.then(functools.partial(callback, each)) for each in range(several)]
         try:
             dive(levels, future)
         except RecursionError:
             pass
-        if future.done() and not child.done() and future not in begun:
-            torn.append(child)
+        for number, child in enumerate(children):
+            if future.done() and not child.done() and (future, number) not in begun:
+                torn.append(child)
         completed(1).then(lambda f: f.value())
 
     assert torn
@@ -1496,24 +1545,38 @@ def test_the_first_callback_of_a_thread_is_not_lost_if_there_is_no_stack_left(mo
     assert sorted(log) == ["next", "ran"]
 
 
-def test_what_an_errand_finds_no_stack_for_waits_only_for_the_next_completion():
+@pytest.mark.parametrize("of", [1, 2], ids=["the last", "the first"])
+def test_what_an_errand_finds_no_stack_for_waits_only_for_the_next_completion(of):
     """Not for a callback: the next one may never come."""
     log: list[str] = []
     future: Future[int] = Future()
     future.add_done_callback(notes(log, "ran"))
     orphans = gpufut.future._orphans.pairs
-    orphans += [(completed(1), list(future._entries or ()))]
+    orphans += [(completed(1), gpufut.future._listed(future))]
 
-    first: Future[int] = Future()
-    collected = collect_all([first])
-    first.set_result(1)
+    futures: list[Future[int]] = [Future() for _ in range(of)]
+    collected = collect_all(futures)
+    futures[0].set_result(1)
 
-    assert collected.done()
+    assert collected.done() is (of == 1)
     assert log == ["ran"]
     assert not orphans
 
 
-# -- what stays alive ------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["then", "add_done_callback"])
+def test_what_finds_no_stack_waits_only_for_the_next_callback(kind):
+    log: list[str] = []
+    left: Future[int] = Future()
+    left.add_done_callback(notes(log, "left"))
+    orphans = gpufut.future._orphans.pairs
+    orphans += [(completed(1), gpufut.future._listed(left))]
+
+    future: Future[int] = Future()
+    getattr(future, kind)(notes(log, "the only one"))
+    future.set_result(1)
+
+    assert log == ["the only one", "left"]
+    assert not orphans
 
 
 # -- what stays alive ------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_the_printed_command_repeats_the_failure_line_by_line():
 
     assert done.returncode == 1
     assert "makes way at its place" in done.stdout
-    assert "_entries(self).insert(0, (gpufut.future._wake, gate, gate))" in done.stdout
+    assert "self._add((gpufut.future._wake, gate, gate), True)" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("it fails: AssertionError: a thread waits for")
 
 
@@ -419,7 +419,9 @@ struck = lost = unsettled = 0
 end = time.monotonic() + 15
 while struck < 400 and time.monotonic() < end:
     parents = [Future() for _ in range(100)]
-    children = [[parent.then(lambda f: 1) for _ in range(5)] for parent in parents]
+    children = [[parent.then(lambda f: 1) for _ in range(rng.choice((1, 5)))] for parent in parents]
+    for own in children:
+        own += [own[0].then(lambda f: 2), own[-1].synchronized()]
     try:
         armed = True
         signal.setitimer(signal.ITIMER_REAL, rng.uniform(20e-6, 200e-6))

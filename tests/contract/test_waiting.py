@@ -529,11 +529,14 @@ def test_c9_every_waiter_is_woken(spawn, how):
     assert [waiter.result() for waiter in waiters] == [expected] * 5
 
 
-def test_c9_waiters_are_woken_before_callbacks_run(spawn):
+@pytest.mark.parametrize("callbacks", [1, 2, 3])
+def test_c9_waiters_are_woken_before_callbacks_run(spawn, callbacks):
     future = Future[int]()
     woken = threading.Event()
     seen = []
     future.add_done_callback(lambda done: seen.append(woken.wait(PATIENCE)))
+    for _ in range(callbacks - 1):
+        future.add_done_callback(lambda done: None)
 
     def consume() -> None:
         future.wait()

@@ -17,23 +17,23 @@ MUTANTS: Final = (
         name="collect_all_waits_for_all_failures",
         rule="C19",
         why="the first error is known only when the last future has completed",
-        old="    if succeeded is not collector._decided_by_success:\n",
-        new="    if succeeded is not collector._decided_by_success or not succeeded:\n",
+        old="    if (parent._state < FAILED) is not collector.decided_by_success:\n",
+        new="    if True:\n",
+        also=(("(parent._state < FAILED) is target.decided_by_success or ", ""),),
         tests=("test_c19_collect_all_fails_with_the_first_error_while_others_are_pending",),
     ),
     _collector(
         name="collect_any_takes_the_first_failure",
         rule="C20",
         why="one failure decides although another future may still succeed",
-        old="""
-    collected = collector.collected
-    succeeded = parent._state == VALUE or parent._state == FENCED
-""",
-        new="""
-    collected = collector.collected
-    succeeded = parent._state != CANCELLED and collector._decided_by_success
-    succeeded = succeeded or parent._state == VALUE or parent._state == FENCED
-""",
+        old="    if (parent._state < FAILED) is not collector.decided_by_success:\n",
+        new="    if (parent._state < CANCELLED) is not collector.decided_by_success:\n",
+        also=(
+            (
+                "elif (parent._state < FAILED) is target.decided_by_success",
+                "elif (parent._state < CANCELLED) is target.decided_by_success",
+            ),
+        ),
         tests=("test_c20_failures_and_cancellations_do_not_count_while_one_may_succeed",),
     ),
     _collector(
@@ -41,19 +41,19 @@ MUTANTS: Final = (
         rule="C19: doubled",
         why="two futures that complete at once both count as the last, or none does",
         old="""
-        if next(collector._left):
+        if next(collector.left):
             return None
 """,
         new="""
-        left = max(collector._left - 1, 0)
-        collector._left = left
+        left = max(collector.left - 1, 0)
+        collector.left = left
         if left:
             return None
 """,
         also=(
             (
-                "        self._left = itertools.count(len(futures) - 1, -1)\n",
-                "        self._left: Any = len(futures)\n",
+                "        self.left: Final = itertools.count(1 - len(futures))\n",
+                "        self.left: Any = len(futures)\n",
             ),
         ),
         tests=("collect_all_completes_once_when_its_futures_complete_at_the_same_time",),
@@ -90,7 +90,7 @@ MUTANTS: Final = (
 
 def _abandon""",
         new="""
-    state = VALUE if succeeded else parent._state
+    state = VALUE if parent._state < FAILED else parent._state
     return collected if collected._settle(state, parent._result, None) else None
 
 

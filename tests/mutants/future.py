@@ -109,14 +109,16 @@ MUTANTS: Final = (
         old="""
                 self._result = result
                 self._state = VALUE
-                entries = self._entries
+                if self._entries is None:
 """,
         new="""
-                entries = self._entries
-                if entries and entries[0][0] is _wake:
-                    entries.pop(0)[1].release()
+                if self._entries is not None and self._entries[0] is _wake:
+                    entry = self._entries
+                    self._forget(entry)
+                    entry[1].release()
                 self._result = result
                 self._state = VALUE
+                if self._entries is None:
 """,
         tests=("a_waiter_is_woken_whenever_the_value_comes",),
     ),
@@ -182,13 +184,13 @@ MUTANTS: Final = (
         rule="C1, C9",
         why="a signal between the completion and its callbacks loses both callbacks and waiters",
         old="""
-                except BaseException:
-                    _run(self, self._entries)
-                    raise
+            except BaseException:
+                _run(self, self._entries)
+                raise
         elif""",
         new="""
-                except BaseException:
-                    raise
+            except BaseException:
+                raise
         elif""",
         tests=("an_interrupt_during_completion_loses_neither_waiters_nor_callbacks",),
     ),
@@ -197,14 +199,24 @@ MUTANTS: Final = (
         rule="C13: Ctrl-C while the log is written",
         why="the thread counts as nested for good, and some day its callbacks never run",
         old="""
-                    try:
-                        _report(parent, error)
-                    except BaseException:  # a signal, a handler of the log's, no room
-                        account.depth = depth
-                        raise
+                            if how is _done:
+                                try:
+                                    callback(parent)
+                                except BaseException as error:
+                                    _report(parent, error)
+                                break
 """,
         new="""
-                    _report(parent, error)
+                            if how is _done:
+                                try:
+                                    callback(parent)
+                                except BaseException as error:
+                                    try:
+                                        _report(parent, error)
+                                    except BaseException:
+                                        thread = _NOBODY
+                                        raise
+                                break
 """,
         tests=("test_what_strikes_while_a_callbacks_error_is_logged_leaves_the_thread_as_it_was",),
     ),
@@ -246,34 +258,41 @@ MUTANTS: Final = (
         rule="C19: a signal",
         why="a signal strikes as a future is counted, and the collected one never completes",
         old="""
-                        begun, entry = target, None
-                        settled = how(parent, target, None)
-                        begun = None
-                        if settled""",
+                        begun, entries = target, None
+                        if how is not _count:""",
         new="""
-                        entry = None
-                        settled = how(parent, target, None)
-                        if settled""",
+                        entries = None
+                        if how is not _count:""",
         tests=(
             "an_interrupt_while_a_future_is_counted_loses_neither_a_collection_nor_its_callbacks",
         ),
     ),
     _here(
-        name="errand_forgets_what_comes_after_it",
-        rule="C13",
-        why="the first errand of several is taken for the only one",
-        old="                    if callback is None and not rest:\n",
-        new="                    if callback is None:\n",
-        tests=(
-            "an_interrupt_while_a_future_is_counted_loses_neither_a_collection_nor_its_callbacks",
-        ),
+        name="callbacks_after_an_interrupted_errand_get_its_child",
+        rule="C13: a signal",
+        why="callbacks are called with another future than that on which they were registered",
+        old="""
+                struck = None
+                if settled is not None and settled._entries:
+""",
+        new="""
+                struck = None
+                if settled is not None:
+""",
+        tests=("test_after_an_interrupt_in_an_errand_the_others_get_the_future_that_they_are_of",),
     ),
     _here(
         name="errand_forgets_the_callbacks_of_what_it_completes",
         rule="C13",
         why="the collected future is complete, and its callbacks do not run",
-        old="                        if settled is None and not _orphans.pairs:\n",
-        new="                        if not _orphans.pairs:\n",
+        old="""
+                        begun = None
+                        if settled is not None:
+                            parent, entries = settled, settled._entries
+                        elif""",
+        new="""
+                        begun = None
+                        if""",
         tests=("test_c19_collections_nest",),
     ),
     _here(
@@ -550,9 +569,40 @@ MUTANTS: Final = (
         name="waiters_stand_in_line_behind_callbacks",
         rule="C9, C13",
         why="a thread that waits is woken only when all callbacks have run",
-        old="                self._entries.insert(0, entry)\n",
-        new="                self._entries.append(entry)\n",
+        old="                    self._add(entry, True)  # in front",
+        new="                    self._add(entry)  # in front",
         tests=("test_c9_waiters_are_woken_before_callbacks_run",),
+    ),
+    _here(
+        name="waiter_stands_behind_the_only_callback",
+        rule="C9, C13",
+        why="a thread that waits is woken only when the one callback has run",
+        old="[entry, before] if in_front else [before, entry]",
+        new="[before, entry]",
+        tests=("test_c9_waiters_are_woken_before_callbacks_run",),
+    ),
+    _here(
+        name="waiter_stands_behind_several_callbacks",
+        rule="C9, C13",
+        why="a thread that waits is woken only when all of several callbacks have run",
+        old="""
+                if in_front:
+                    before.insert(0, entry)
+                else:
+                    before.append(entry)
+""",
+        new="""
+                before.append(entry)
+""",
+        tests=("test_c9_waiters_are_woken_before_callbacks_run",),
+    ),
+    _here(
+        name="second_entry_takes_the_place_of_another",
+        rule="C13: a lost wake-up",
+        why="of two that register at the same time beside a third one is lost",
+        old="            self._entries = now = new if self._entries is before else self._entries\n",
+        new="            self._entries = now = new\n",
+        tests=("test_of_two_that_register_at_once_beside_a_third_none_is_lost",),
     ),
     _here(
         name="await_leaves_its_waiter_behind",
@@ -626,18 +676,19 @@ MUTANTS: Final = (
         rule="C13: a lost wake-up",
         why="a callback that is registered during the completion never runs",
         old="""
-        entry: Entry = (_done if lend_streams else _done_plainly, token, callback)
-        if self._state == PENDING:  # `_notify`, written out: this is the hot path
-            self._entries.append(entry)
             if self._state == PENDING or not self._forget(entry):
                 return
-""",
+            del entries
+        try:
+            _run_late(self, entry)
+        finally:
+            del self, entry, callback""",
         new="""
-        entry: Entry = (_done if lend_streams else _done_plainly, token, callback)
-        if self._state == PENDING:  # `_notify`, written out: this is the hot path
-            self._entries.append(entry)
             return
-""",
+        try:
+            _run_late(self, entry)
+        finally:
+            del self, entry, callback""",
         tests=("test_c13_a_registration_that_races_with_completion_keeps_order_and_runs_once",),
     ),
     _here(
@@ -645,19 +696,21 @@ MUTANTS: Final = (
         rule="C13: doubled",
         why="a callback that is registered during the completion runs in both threads",
         old="""
-        entry: Entry = (_done if lend_streams else _done_plainly, token, callback)
-        if self._state == PENDING:  # `_notify`, written out: this is the hot path
-            self._entries.append(entry)
             if self._state == PENDING or not self._forget(entry):
                 return
-""",
+            del entries
+        try:
+            _run_late(self, entry)
+        finally:
+            del self, entry, callback""",
         new="""
-        entry: Entry = (_done if lend_streams else _done_plainly, token, callback)
-        if self._state == PENDING:  # `_notify`, written out: this is the hot path
-            self._entries.append(entry)
             if self._state == PENDING:
                 return
-""",
+            del entries
+        try:
+            _run_late(self, entry)
+        finally:
+            del self, entry, callback""",
         tests=("a_callback_registered_during_completion_is_called_once",),
     ),
     _here(
@@ -692,15 +745,11 @@ MUTANTS: Final = (
         rule="C13",
         why="of several callbacks the last but the first comes second",
         old="""
-            rest += entries
-            del entries[:]
-            rest = rest[::-1]
-        entries = _NO_ENTRIES
+                        del entries[:]
+                        rest = rest[::-1]
 """,
         new="""
-            rest += entries
-            del entries[:]
-        entries = _NO_ENTRIES
+                        del entries[:]
 """,
         tests=("test_c13_callbacks_run_in_the_order_of_their_registration",),
     ),
@@ -709,34 +758,14 @@ MUTANTS: Final = (
         rule="C13: trap of CPython 3.11",
         why="in CPython 3.11 a finalizer may take one back inside, and another runs twice",
         old="""
-            rest = []
-            rest += entries
-            del entries[:]
-            rest = rest[::-1]
-        entries = _NO_ENTRIES
-""",
-        new="""
-            rest = entries[::-1]
-            del entries[:]
-        entries = _NO_ENTRIES
-""",
-        tests=("test_a_finalizer_may_take_a_callback_back_while_they_are_taken_over",),
-    ),
-    _here(
-        name="callbacks_of_a_child_are_taken_over_in_a_slice",
-        rule="C13: trap of CPython 3.11",
-        why="in CPython 3.11 a finalizer may take one back inside, and another runs twice",
-        old="""
                         rest = []
                         rest += entries
                         del entries[:]
                         rest = rest[::-1]
-                    else:
 """,
         new="""
                         rest = entries[::-1]
                         del entries[:]
-                    else:
 """,
         tests=("test_a_finalizer_may_take_a_callback_back_while_they_are_taken_over",),
     ),
@@ -784,39 +813,118 @@ MUTANTS: Final = (
         name="errand_leaves_orphans_to_others",
         rule="trap: no stack left",
         why="callbacks for which there was no room wait for a callback that may never come",
-        old="                        if settled is None and not _orphans.pairs:\n",
-        new="                        if settled is None:\n",
+        old="                        elif not _orphans.pairs:\n",
+        new="                        else:\n",
         tests=("test_what_an_errand_finds_no_stack_for_waits_only_for_the_next_completion",),
+    ),
+    _here(
+        name="only_callback_leaves_orphans_to_others",
+        rule="trap: no stack left",
+        why="callbacks for which there was no room wait for a future with several, or errands",
+        old="""
+                            or _orphans.pairs
+                        ):
+""",
+        new="""
+                        ):
+""",
+        tests=("test_what_finds_no_stack_waits_only_for_the_next_callback",),
+    ),
+    _here(
+        name="only_callback_leaves_what_was_put_off",
+        rule="C15",
+        why="callbacks that would have nested too deep never run",
+        old="""
+                            or account.deferred
+                            or account.interrupt
+""",
+        new="""
+                            or account.interrupt
+""",
+        tests=("test_callbacks_nest_up_to_a_limit_and_are_put_off_beyond_it",),
+    ),
+    _here(
+        name="only_callback_swallows_an_interrupt",
+        rule="C13: Ctrl-C",
+        why="Ctrl-C in the only callback of a future ends nothing, or something else later",
+        old="""
+                            or account.deferred
+                            or account.interrupt
+""",
+        new="""
+                            or account.deferred
+""",
+        tests=("test_c13_a_base_exception_in_a_callback_completes_the_child_then_goes_on_its_way",),
+    ),
+    _here(
+        name="only_callback_nests_without_limit",
+        rule="C15",
+        why="futures that complete each other from their only callbacks run out of stack",
+        old="                    if account.depth < MAX_NESTING:\n",
+        new="                    if True:\n",
+        tests=("test_callbacks_nest_up_to_a_limit_and_are_put_off_beyond_it",),
+    ),
+    _here(
+        name="only_callback_gets_no_streams",
+        rule="C14",
+        why="a callback that is the only one works on streams that do not wait for the value",
+        old="                elif (how is _then or how is _done) and parent._handoff is None:\n",
+        new="                elif how is _then or how is _done:\n",
+        tests=("test_c14_the_pool_stream_already_waits_for_the_values_events",),
+    ),
+    _here(
+        name="callback_down_a_chain_gets_no_streams",
+        rule="C14",
+        why="a callback whose parent was completed by a callback works on the wrong streams",
+        old="if type(entries) is not tuple or parent._handoff is not None:\n",
+        new="if type(entries) is not tuple:\n",
+        tests=("test_c14_a_callback_gets_streams_if_only_its_parents_value_has_device_work",),
+    ),
+    _here(
+        name="callback_that_waits_for_its_own_child_hangs",
+        rule="C15",
+        why="nobody sees that the callback that completes a future is waiting for it",
+        old="                            begun = account.target = target\n",
+        new="                            begun = target\n",
+        tests=("test_a_deadlock_that_was_refused_leaves_no_cycle_behind",),
+    ),
+    _here(
+        name="signal_at_a_back_edge_ends_the_run",
+        rule="C13: trap of CPython 3.11",
+        why="a signal between two callbacks is caught by nobody, and the rest never runs",
+        old="            settled = None  # and here: a `return`",
+        new="            # and here: a `return`",
+        tests=("test_real_signals_that_strike_anywhere_lose_nothing",),
+    ),
+    _here(
+        name="only_entry_is_taken_from_whoever_has_it",
+        rule="C13: doubled",
+        why="a callback that is registered beside it, while it is taken, is lost",
+        old="""
+                            parent._entries = left = (
+                                None if parent._entries is entries else parent._entries
+                            )
+                            if left is not None:
+                                break
+""",
+        new="""
+                            parent._entries = left = None
+""",
+        tests=("a_callback_registered_beside_others_during_completion_is_called_once",),
     ),
     _here(
         name="first_callback_of_a_thread_is_lost",
         rule="trap: no stack left",
         why="the thread's account cannot be made, and the entry has been taken already",
         old="""
-    if entries and entries[0][0] is _done_at_once:
-        account = _local.thread  # nothing is taken yet: if it has to be made, that may fail
+                    account = _local.thread
+                    if account.depth < MAX_NESTING:
 """,
         new="""
+                    parent._entries = None
+                    account = _local.thread
+                    if account.depth < MAX_NESTING:
 """,
-        also=(
-            (
-                """
-            and account is not None
-            and rest is _NO_ENTRIES
-""",
-                """
-            and rest is _NO_ENTRIES
-""",
-            ),
-            (
-                """
-            # One callback and no device work: most futures end here, so it is written out.
-            depth =""",
-                """
-            account = _local.thread
-            depth =""",
-            ),
-        ),
         tests=("test_the_first_callback_of_a_thread_is_not_lost_if_there_is_no_stack_left",),
     ),
     _here(

@@ -52,19 +52,13 @@ def planted(owner: Any, name: str, program: str, cost: int) -> Callable[[F], F]:
     return add
 
 
-def _entries(future: Future[Any]) -> list[Any]:
-    first: list[Any] = []
-    future._entries = entries = first if future._entries is None else future._entries
-    return entries
-
-
 @planted(Future, "_block", "a_waiter_is_woken_whenever_the_value_comes[short cut]", 1)
 def lost_wake_up(self: Future[Any], deadline: float | None) -> None:
     """Looks, and only then registers."""
     if self._state == gpufut.future.PENDING:
         gate: Any = host.allocate_lock()
         gate.acquire()
-        _entries(self).insert(0, (gpufut.future._wake, gate, gate))
+        self._add((gpufut.future._wake, gate, gate), True)
         gate.acquire()
 
 
@@ -83,7 +77,7 @@ def gate_used_again_after_a_timeout(self: Future[Any], deadline: float | None) -
         gate.acquire()
         thread.gate = gate
     entry = (gpufut.future._wake, gate, gate)
-    _entries(self).insert(0, entry)
+    self._add(entry, True)
     if self._state != gpufut.future.PENDING:
         if not self._forget(entry):
             gate.acquire()
@@ -106,7 +100,7 @@ def waiter_forgotten_after_a_timeout(self: Future[Any], deadline: float | None) 
     assert deadline is not None
     gate: Any = host.allocate_lock()
     gate.acquire()
-    _entries(self).insert(0, (gpufut.future._wake, gate, gate))
+    self._add((gpufut.future._wake, gate, gate), True)
     if self._state == gpufut.future.PENDING and not gate.acquire(
         True, max(0.0, deadline - host.monotonic())
     ):
@@ -128,8 +122,7 @@ def completed_twice(self: Future[Any]) -> bool:
 def callback_lost_at_registration(self: Future[Any], callback: Any) -> None:
     """Does not look again after it has registered."""
     if self._state == gpufut.future.PENDING:
-        entries = _entries(self)
-        entries.insert(len(entries), (gpufut.future._done, None, callback))
+        self._add((gpufut.future._done, None, callback))
     else:
         callback(self)
 
@@ -138,7 +131,7 @@ def callback_lost_at_registration(self: Future[Any], callback: Any) -> None:
 def callback_called_twice_at_registration(self: Future[Any], callback: Any) -> None:
     """Looks again, and does not ask whether somebody has taken it meanwhile."""
     if self._state == gpufut.future.PENDING:
-        _entries(self).append((gpufut.future._done, None, callback))
+        self._add((gpufut.future._done, None, callback))
         if self._state == gpufut.future.PENDING:
             return
     callback(self)

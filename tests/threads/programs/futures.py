@@ -249,6 +249,25 @@ def a_callback_registered_during_completion_is_called_once() -> Program:
     )
 
 
+@explored(3, 5, variants={"1 there": 1, "2 there": 2})
+def a_callback_registered_beside_others_during_completion_is_called_once(there: int) -> Program:
+    """The second one makes a list of what was a single entry."""
+    future: Future[int] = Future()
+    log = Log()
+    for number in range(there):
+        future.add_done_callback(logs(log, str(number)))
+
+    def check() -> None:
+        assert set(log.texts) == {*map(str, range(there)), "called"}
+        assert len(log.texts) == there + 1
+        assert not future._entries
+
+    return Program(
+        [lambda: future.set_result(1), lambda: future.add_done_callback(logs(log, "called"))],
+        check,
+    )
+
+
 @explored(2, 4, variants={"1 before": 1, "2 before": 2})
 def callbacks_that_one_thread_runs_come_in_order_of_registration(before: int) -> Program:
     """Whoever registers on a completed future runs the callback itself, maybe while earlier ones
@@ -502,10 +521,12 @@ def collect_all_completes_once_when_its_futures_complete_at_the_same_time() -> P
     return Program([lambda: first.set_result(1), lambda: second.set_result(2)], check)
 
 
-@explored(2, 4)
-def collect_all_made_while_its_futures_complete_misses_none() -> Program:
+@explored(2, 4, variants={"alone": 0, "beside a callback": 1})
+def collect_all_made_while_its_futures_complete_misses_none(there: int) -> Program:
     first: Future[int] = Future()
     second: Future[int] = Future()
+    for _ in range(there):
+        first.add_done_callback(lambda _: None)
     made: list[Future[list[Future[int]]]] = []
     complete_then: list[bool] = []
 

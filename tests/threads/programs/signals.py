@@ -54,7 +54,7 @@ def an_interrupt_during_completion_loses_neither_waiters_nor_callbacks(
     future: Future[Any] = Future()
     gate = allocate_lock()
     gate.acquire()
-    future._entries = [(gpufut.future._wake, gate, gate)]  # as a waiting thread leaves it
+    future._notify((gpufut.future._wake, gate, gate))  # as a waiting thread leaves it
     log = Log()
     future.add_done_callback(logs(log, "a"))
     child = future.then(logs(log, "b"))
