@@ -37,7 +37,7 @@ from gpufut import (
     wait_all,
 )
 from gpufut.frameworks.sim import SimLibrary
-from gpufut.future import MAX_NESTING
+from gpufut.future import MAX_NESTING, _listed, _wake
 from gpufut.handoff import Handoff
 from tests.worlds import until
 
@@ -124,9 +124,7 @@ def waiting(future: Future[Any], count: int = 1) -> None:
     timer = threading.Timer(PATIENCE, give_up.set)
     timer.start()
     try:
-        while [how for how, _, _ in gpufut.future._listed(future)].count(
-            gpufut.future._wake
-        ) < count:
+        while sum(how is _wake for how, _, _ in _listed(future)) < count:
             assert not give_up.wait(0.001), "nobody came to wait"
     finally:
         timer.cancel()
@@ -1043,7 +1041,7 @@ def test_an_interrupt_while_a_coroutine_of_another_thread_is_woken_does_not_lose
         await asyncio.wait([asyncio.ensure_future(one()) for _ in range(waiters)], timeout=5.0)
 
     thread = in_thread(lambda: loop.run_until_complete(all_of_them()), loop.close)
-    until(lambda: len(gpufut.future._listed(future)) == waiters, "all of them wait")
+    until(lambda: len(_listed(future)) == waiters, "all of them wait")
     strike_once(monkeypatch, loop, "call_soon_threadsafe")
     with pytest.raises(KeyboardInterrupt):
         future.set_result(1)
@@ -1552,7 +1550,7 @@ def test_what_an_errand_finds_no_stack_for_waits_only_for_the_next_completion(of
     future: Future[int] = Future()
     future.add_done_callback(notes(log, "ran"))
     orphans = gpufut.future._orphans.pairs
-    orphans += [(completed(1), gpufut.future._listed(future))]
+    orphans += [(completed(1), _listed(future))]
 
     futures: list[Future[int]] = [Future() for _ in range(of)]
     collected = collect_all(futures)
@@ -1569,7 +1567,7 @@ def test_what_finds_no_stack_waits_only_for_the_next_callback(kind):
     left: Future[int] = Future()
     left.add_done_callback(notes(log, "left"))
     orphans = gpufut.future._orphans.pairs
-    orphans += [(completed(1), gpufut.future._listed(left))]
+    orphans += [(completed(1), _listed(left))]
 
     future: Future[int] = Future()
     getattr(future, kind)(notes(log, "the only one"))
