@@ -19,7 +19,7 @@ import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -36,7 +36,15 @@ from gpufut.frameworks import (
     root_of,
 )
 
-__all__ = ["HOST_TESTS", "HOST_TYPES", "Found", "find", "mark_opaque", "register_container"]
+__all__ = [
+    "HOST_TESTS",
+    "HOST_TYPES",
+    "PLAIN_TESTS",
+    "Found",
+    "find",
+    "mark_opaque",
+    "register_container",
+]
 
 # An array that was found: its framework, its device (None: pinned host memory), itself.
 Found = tuple[Framework, Device | None, Any]
@@ -58,6 +66,9 @@ _ALWAYS_HOST: Final[frozenset[type]] = frozenset(
 HOST_TYPES: Final[set[type]] = set(_ALWAYS_HOST)
 # Array types, with the `on_host` of each; `_locate` has the other half.
 HOST_TESTS: Final[dict[type, Callable[[Any], object]]] = {}
+# What tells at a glance that no device has to do with an instance. `find` has to look into what it
+# says no to. Array types are here, and containers: see `_are_few_and_plain`.
+PLAIN_TESTS: Final[dict[type, Callable[[Any], object]]] = {}
 # How to get the items of an instance, as something that does not change while it is read.
 _children: Final[dict[type, Children]] = {}
 _locate: Final[dict[type, Callable[[Any], Place | None]]] = {}
@@ -182,6 +193,10 @@ def _forget_types() -> None:
     _children.clear()
     HOST_TESTS.clear()
     HOST_TYPES.intersection_update(_ALWAYS_HOST)
+    PLAIN_TESTS.clear()
+    for kind, test in _PLAIN_CONTAINERS.items():
+        if kind not in _registered:
+            PLAIN_TESTS[kind] = test
 
 
 # What was plain host memory to every library may be pinned now.
@@ -210,7 +225,7 @@ def _enter(kind: type) -> None:
     array_type = array_type_of(kind)
     if array_type is not None:
         _locate[kind] = array_type.locate  # first: whoever finds the test expects it
-        HOST_TESTS[kind] = array_type.on_host
+        HOST_TESTS[kind] = PLAIN_TESTS[kind] = array_type.on_host
         return
     try:
         children = _children_of(kind)
@@ -308,6 +323,46 @@ def _attribute_values(attributes: Any, item: object) -> list[Any]:
     if INTERFACE in values:
         raise _ItselfAnArrayError
     return list(values.values())
+
+
+# A container is looked at twice if the glance at it was in vain: not so if it is long.
+_MOST_AT_A_GLANCE: Final = 64
+
+
+def _are_few_and_plain(items: Collection[Any]) -> bool:
+    """Whether the items of an exact list, tuple or dictionary's values are plain, none a container.
+
+    Raises what iterating does while another thread changes it.
+    """
+    if len(items) > _MOST_AT_A_GLANCE:
+        return False
+    last: type | None = None
+    test: Callable[[Any], object] | None = None
+    for item in items:
+        kind = type(item)
+        if kind is not last:
+            test = HOST_TESTS.get(kind)
+            if test is None and kind not in HOST_TYPES:
+                return False
+            last = kind
+        if test is not None and not test(item):
+            return False
+    return True
+
+
+def _is_plain_dict(items: dict[Any, Any]) -> bool:
+    for key in items:
+        if type(key) is not str:
+            return False
+    return _are_few_and_plain(items.values())
+
+
+_PLAIN_CONTAINERS: Final[dict[type, Callable[[Any], object]]] = {
+    list: _are_few_and_plain,
+    tuple: _are_few_and_plain,
+    dict: _is_plain_dict,
+}
+PLAIN_TESTS.update(_PLAIN_CONTAINERS)
 
 
 # The methods of the base classes are named, so that a subclass's own `__iter__` is not run.

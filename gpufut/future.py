@@ -62,8 +62,8 @@ from gpufut import host, order
 from gpufut.copies import to_device, to_host
 from gpufut.errors import CancelledError, DeadlockError, InvalidStateError
 from gpufut.handoff import (
-    HOST_TESTS,
     HOST_TYPES,
+    PLAIN_TESTS,
     Handoff,
     before_blocking,
     check_stream,
@@ -94,7 +94,7 @@ CANCELLED: Final = 4
 _watched = False
 _taken_at_once: int = VALUE  # the state whose outcome is handed out without further ado
 _plain_types = HOST_TYPES
-_plain_tests = HOST_TESTS
+_plain_tests = PLAIN_TESTS
 
 # Levels of callbacks that run inside callbacks before the next one is deferred. Each takes about
 # five Python frames of the thousand that the interpreter allows.
@@ -1616,7 +1616,7 @@ def _on_watch(watched: bool) -> None:
     """Take no short cuts while somebody watches how threads are ordered: see "Watching"."""
     global _watched, _taken_at_once, _plain_types, _plain_tests
     _taken_at_once = -1 if watched else VALUE
-    _plain_types, _plain_tests = _NO_PLAIN if watched else (HOST_TYPES, HOST_TESTS)
+    _plain_types, _plain_tests = _NO_PLAIN if watched else (HOST_TYPES, PLAIN_TESTS)
     _watched = watched
 
 

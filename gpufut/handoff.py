@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from gpufut import order, reactor, runtimes
-from gpufut.arrays import HOST_TESTS, HOST_TYPES, Found, find, mark_opaque
+from gpufut.arrays import HOST_TYPES, PLAIN_TESTS, Found, find, mark_opaque
 from gpufut.device import Device, parse_devices
 from gpufut.errors import CaptureError, DeviceUnavailableError, ForkError
 from gpufut.frameworks import Framework, loaded
@@ -34,8 +34,8 @@ from gpufut.streams import (
 from gpufut.timeouts import deadline_after, seconds_until
 
 __all__ = [
-    "HOST_TESTS",
     "HOST_TYPES",
+    "PLAIN_TESTS",
     "Handoff",
     "before_blocking",
     "check_stream",

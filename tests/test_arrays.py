@@ -27,7 +27,7 @@ import pytest
 
 from gpufut import Future, Manager, driver, register_container, set_manager, sim
 from gpufut import arrays as room
-from gpufut.arrays import HOST_TESTS, HOST_TYPES, find
+from gpufut.arrays import HOST_TESTS, HOST_TYPES, PLAIN_TESTS, find
 
 
 @pytest.fixture
@@ -264,6 +264,59 @@ def test_an_array_is_found_deep_down_through(holder, array):
     hold = HOLDERS[holder]
 
     assert found_in([{"key": (hold(Plain([array])),)}]) == [array]
+
+
+def is_plain_at_a_glance(value: Any) -> bool:
+    test = PLAIN_TESTS.get(type(value))
+    return test is not None and bool(test(value))
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_what_is_plain_at_a_glance_holds_no_array(holder, array):
+    hold = HOLDERS[holder]
+    for value in (hold(array), [hold(array)], (1, "text", hold(array)), {"key": hold(array)}):
+        assert found_in(value) == [array]
+        assert not is_plain_at_a_glance(value)
+
+
+@pytest.mark.parametrize(
+    "value", [[], (), {}, [1, 2.0, "text"], (1,), {"key": 1, "other": None}, [1] * 64], ids=repr
+)
+def test_few_plain_items_are_seen_at_a_glance(value):
+    find(value)
+
+    assert is_plain_at_a_glance(value)
+
+
+def test_many_items_are_not_looked_at_twice():
+    class Counted:
+        looks = 0
+
+    def look(item: object) -> bool:
+        Counted.looks += 1
+        return True
+
+    HOST_TESTS[Counted] = look
+    try:
+        assert is_plain_at_a_glance([Counted()] * 64)
+        assert Counted.looks == 64
+        assert not is_plain_at_a_glance([Counted()] * 65)
+        assert Counted.looks == 64
+    finally:
+        room._forget_types()
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_a_registered_container_is_not_judged_at_a_glance(kind, monkeypatch):
+    assert kind in PLAIN_TESTS
+    monkeypatch.setitem(room._registered, kind, lambda item: ())
+    try:
+        room._forget_types()
+        assert kind not in PLAIN_TESTS
+    finally:
+        monkeypatch.undo()
+        room._forget_types()
+    assert kind in PLAIN_TESTS
 
 
 def test_every_array_of_every_kind_is_found_once_with_its_place(machine):
