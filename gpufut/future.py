@@ -980,7 +980,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
     work = _NOBODY.work
     depth = 0
     # `entry`: one that was taken and has not begun. `begun`: the target of one that has. `struck`:
-    # that of one that a signal, `interrupt`, has ended.
+    # that of one that a signal has ended; `interrupt`: the first signal, on its way out.
     entry = begun = struck = interrupt = None  # type: Any
     settled: Future[Any] | None
     # What is left of the entries of `parent`, first one last, so that each is taken in no time.
@@ -1579,14 +1579,14 @@ def _fail(
 _FOLLOWING: Final = frozenset({_then, _then_async, _adopt, _synchronized, _copy})
 
 
-def _interrupted(target: object, error: BaseException | None) -> Future[Any] | None:
+def _interrupted(target: object, error: BaseException) -> Future[Any] | None:
     """A signal struck inside an errand of ours, who knows where. Nobody shall hang for it."""
     if isinstance(target, _LoopGate):
         target.release()  # once more, perhaps
     child = target.collected if isinstance(target, Collector) else target
     if not isinstance(child, Future):
         return None
-    child._settle(FAILED, (error or CancelledError(), None), None)
+    child._settle(FAILED, (error, None), None)
     return child
 
 
