@@ -35,19 +35,32 @@ _LEGACY_OF_TORCH: Final = 0
 # What `__torch_dispatch__` is in classes whose tensors have memory of their own. Others wrap.
 _NO_DISPATCH: Final = torch.Tensor.__torch_dispatch__
 
-# Stream objects for `record_stream`, past which they are made anew: programs make and drop streams.
+# Stream objects for `record_stream`, past which they are made anew.
 _MOST_STREAMS: Final = 4096
 
 # Back ends out of tree are known to put a subclass of their own in the place of `torch.Stream`.
 _STREAM: Final = torch.Stream.__mro__[-2]
 
+_Tensor: Final = torch.Tensor
 _use_count: Final = torch._C._storage_Use_Count
+_is_resizable: Final = cast(
+    "Callable[[torch.UntypedStorage], bool]", torch.UntypedStorage.resizable
+)
 
-# What `torch.accelerator.current_stream` comes to, without its look at what kind of thing names the
-# device; every hand-off asks twice.
+# What functions of `torch.accelerator` come to, without their look at what kind of thing names the
+# device: every hand-off asks for two current streams, and every callback sets two.
 _current_stream: Final = cast(
     "Callable[[int], torch.Stream]",
     getattr(torch._C, "_accelerator_getStream", None) or torch.accelerator.current_stream,
+)
+_set_current_stream: Final = cast(
+    "Callable[[torch.Stream], None]",
+    getattr(torch._C, "_accelerator_setStream", None) or torch.accelerator.set_stream,
+)
+_current_device: Final = cast(
+    "Callable[[], int]",
+    getattr(torch._C, "_accelerator_getDeviceIndex", None)
+    or torch.accelerator.current_device_index,
 )
 
 
@@ -63,23 +76,15 @@ class _Torch(abc.ABC):
 
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type
-        self._streams: dict[tuple[int, StreamHandle], torch.Stream] = {}
+        self._streams = _Streams(self)
         self._owns: Callable[[torch.UntypedStorage], bool] | None = None
         runtimes.on_reset(self._streams.clear)
 
     def exported_stream(self, array: object) -> StreamHandle | None:
         return None
 
-    def _stream(self, device: int, handle: StreamHandle) -> torch.Stream:
-        """A stream as torch's object; kept, because to make one costs more than a record."""
-        if len(self._streams) >= _MOST_STREAMS:
-            self._streams.clear()
-        stream = self._make_stream(device, handle)
-        self._streams[device, handle] = stream
-        return stream
-
     @abc.abstractmethod
-    def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
+    def make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
         """A stream as torch's object."""
 
     def _find_owner_test(self) -> Callable[[torch.UntypedStorage], bool]:
@@ -99,11 +104,11 @@ class _Torch(abc.ABC):
         Sparse, nested and wrapping tensors: what they are made of.
         """
         tensor: Any = array
-        recorded = self._streams.get((device, stream)) or self._stream(device, stream)
+        recorded = self._streams[device, stream]
         try:
             # What most tensors are: `_tell`, written out.
             if (
-                type(tensor) is torch.Tensor
+                type(tensor) is _Tensor
                 and not (tensor.requires_grad or tensor.is_cpu)
                 and (self._owns or self._find_owner_test())(tensor.untyped_storage())
             ):
@@ -189,6 +194,23 @@ class _Torch(abc.ABC):
         return source.to(target, non_blocking=True)
 
 
+class _Streams(dict[tuple[int, StreamHandle], torch.Stream]):
+    """Streams as torch's objects, by device and handle; made when they are first looked up.
+
+    Kept, because to make one costs more than a record, up to a number: programs make and drop
+    streams.
+    """
+
+    def __init__(self, torch: _Torch) -> None:
+        self._torch = torch
+
+    def __missing__(self, key: tuple[int, StreamHandle]) -> torch.Stream:
+        if len(self) >= _MOST_STREAMS:
+            self.clear()
+        stream = self[key] = self._torch.make_stream(*key)
+        return stream
+
+
 class CudaTorch(_Torch):
     """torch on CUDA or ROCm."""
 
@@ -200,7 +222,7 @@ class CudaTorch(_Torch):
     def _look_again(self) -> None:
         self._is_awake = False  # torch in a forked child is not initialised
 
-    def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
+    def make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
         # For memory that any thread may free, and to each 2 means a default stream of its own. The
         # legacy stream comes after all of those.
         number = handle if handle > 2 else _LEGACY_OF_TORCH
@@ -285,8 +307,8 @@ class AcceleratorTorch(_Torch):
         device_type: What torch calls the type.
     """
 
-    def _make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
-        number = torch.accelerator.current_stream(device).device_type
+    def make_stream(self, device: int, handle: StreamHandle) -> torch.Stream:
+        number = _current_stream(device).device_type
         return torch.Stream(stream_id=handle, device_index=device, device_type=number)
 
     def current_stream(self, device: int) -> StreamHandle | None:
@@ -297,26 +319,22 @@ class AcceleratorTorch(_Torch):
     # current stream of each of the given devices.
 
     def save_streams(self, devices: Iterable[int]) -> object:
-        current = torch.accelerator.current_device_index()
-        return current, [torch.accelerator.current_stream(device) for device in devices]
+        return _current_device(), list(map(_current_stream, devices))
 
-    def set_streams(self, streams: dict[int, StreamHandle], saved: object) -> None:
-        current, before = cast("tuple[int, list[torch.Stream]]", saved)
+    def set_streams(self, streams: dict[int, StreamHandle], saved: Any) -> None:
+        before: list[torch.Stream]
+        current, before = saved
         for stream in before:
             device = stream.device_index
-            handle = streams[device]
-            torch.accelerator.set_stream(
-                self._streams.get((device, handle)) or self._stream(device, handle)
-            )
-        self._go_back(current, before)
+            _set_current_stream(self._streams[device, streams[device]])
+        if before and before[-1].device_index != current:
+            torch.accelerator.set_device_index(current)
 
-    def restore_streams(self, saved: object) -> None:
-        current, before = cast("tuple[int, list[torch.Stream]]", saved)
+    def restore_streams(self, saved: Any) -> None:
+        before: list[torch.Stream]
+        current, before = saved
         for stream in before:
-            torch.accelerator.set_stream(stream)
-        self._go_back(current, before)
-
-    def _go_back(self, current: int, before: list[torch.Stream]) -> None:
+            _set_current_stream(stream)
         if before and before[-1].device_index != current:
             torch.accelerator.set_device_index(current)
 
@@ -361,11 +379,6 @@ def _has_memory(device: int) -> bool:
 
 
 # -- memory ----------------------------------------------------------------------------------------
-
-
-def _is_resizable(storage: torch.UntypedStorage) -> bool:
-    resizable: bool = storage.resizable()
-    return resizable
 
 
 def _never(storage: torch.UntypedStorage) -> bool:

@@ -10,7 +10,7 @@ A device without events, of which some have but a single stream, gets what is po
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from typing import Any
 
 from gpufut import runtimes
 from gpufut.errors import DeviceUnavailableError
@@ -46,18 +46,14 @@ class AcceleratorRuntime:
         self._torch = torch
         self._tells_captures = hasattr(torch.Stream, "is_capturing")
         self._has_events: bool | None = None  # asked of the first device that is used
-        self._streams: dict[tuple[int, StreamHandle], Any] = {}
+        self._streams = _Streams(self)
         runtimes.on_reset(self._streams.clear)
 
-    def stream(self, device: int, handle: StreamHandle) -> Any:
+    def make_stream(self, device: int, handle: StreamHandle) -> Any:
         """torch's object for a stream. Creates none on the device."""
-        stream = self._streams.get((device, handle))
-        if stream is None:
-            # torch's number for the type of device is learnt from a stream that is there.
-            number = self._current(device).device_type
-            stream = self._torch.Stream(stream_id=handle, device_index=device, device_type=number)
-            self._streams[device, handle] = stream
-        return stream
+        # torch's number for the type of device is learnt from a stream that is there.
+        number = self._current(device).device_type
+        return self._torch.Stream(stream_id=handle, device_index=device, device_type=number)
 
     def _current(self, device: int) -> Any:
         return self._torch.accelerator.current_stream(device)
@@ -71,8 +67,7 @@ class AcceleratorRuntime:
     def capture(self, device: int, stream: StreamHandle) -> int | None:
         if not self._tells_captures:
             return None
-        named = self._streams.get((device, stream)) or self.stream(device, stream)
-        return _THE_CAPTURE if named.is_capturing() else None
+        return _THE_CAPTURE if self._streams[device, stream].is_capturing() else None
 
     def can_be_captured(self, handle: StreamHandle) -> bool:
         return handle != _DEFAULT_STREAM
@@ -119,7 +114,7 @@ class AcceleratorRuntime:
 
     def stream_query(self, device: int, stream: StreamHandle) -> bool:
         try:
-            return cast(bool, self.stream(device, stream).query())
+            return self._streams[device, stream].query()  # type: ignore[no-any-return]  # a cast() would cost a call
         except RuntimeError as error:
             if not _is_unsupported(error):
                 raise
@@ -151,19 +146,28 @@ class AcceleratorRuntime:
             raise
         return True
 
-    def record(self, device: int, event: EventHandle, stream: StreamHandle) -> None:
-        named = self._streams.get((device, stream)) or self.stream(device, stream)
-        cast(Any, event).record(named)
+    def record(self, device: int, event: Any, stream: StreamHandle) -> None:
+        event.record(self._streams[device, stream])
 
-    def wait(self, device: int, stream: StreamHandle, event: EventHandle) -> None:
-        named = self._streams.get((device, stream)) or self.stream(device, stream)
-        cast(Any, event).wait(named)
+    def wait(self, device: int, stream: StreamHandle, event: Any) -> None:
+        event.wait(self._streams[device, stream])
 
-    def query(self, device: int, event: EventHandle) -> bool:
-        return cast(bool, cast(Any, event).query())
+    def query(self, device: int, event: Any) -> bool:
+        return bool(event.query())
 
-    def synchronize(self, device: int, event: EventHandle, timeout: float | None) -> bool:
-        return poll(cast(Any, event).query, timeout)
+    def synchronize(self, device: int, event: Any, timeout: float | None) -> bool:
+        return poll(event.query, timeout)
+
+
+class _Streams(dict[tuple[int, StreamHandle], Any]):
+    """torch's objects for streams, by device and handle; made when they are first looked up."""
+
+    def __init__(self, runtime: AcceleratorRuntime) -> None:
+        self._runtime = runtime
+
+    def __missing__(self, key: tuple[int, StreamHandle]) -> Any:
+        stream = self[key] = self._runtime.make_stream(*key)
+        return stream
 
 
 class Point:

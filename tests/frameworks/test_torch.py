@@ -233,6 +233,8 @@ def elsewhere(built_without: None, monkeypatch: pytest.MonkeyPatch) -> Elsewhere
     for name in (each for each in dir(Elsewhere) if not each.startswith("_")):
         monkeypatch.setattr(torch.accelerator, name, getattr(accelerator, name), raising=False)
     monkeypatch.setattr(adapter, "_current_stream", accelerator.current_stream)
+    monkeypatch.setattr(adapter, "_set_current_stream", accelerator.set_stream)
+    monkeypatch.setattr(adapter, "_current_device", accelerator.current_device_index)
     return accelerator
 
 
@@ -1067,7 +1069,7 @@ def test_elsewhere_half_a_change_is_undone(xpu, elsewhere, monkeypatch):
                 raise RuntimeError("out of streams")
             set_stream(stream)
 
-        fault.setattr(torch.accelerator, "set_stream", fail)
+        fault.setattr(adapter, "_set_current_stream", fail)
         with pytest.raises(RuntimeError, match="out of streams"):
             xpu.set_streams({1: 3, 2: 4}, saved)
     assert elsewhere.streams[1] == 3

@@ -210,10 +210,12 @@ MUTANTS: Final = (
         rule="C17: record_stream passes over memory that is not torch's",
         why="memory that came by DLPack goes while the consumer still reads it",
         old="""
-    resizable: bool = storage.resizable()
-    return resizable
+_is_resizable: Final = cast(
+    "Callable[[torch.UntypedStorage], bool]", torch.UntypedStorage.resizable
+)
 """,
         new="""
+def _is_resizable(storage: object) -> bool:
     return True
 """,
         tests=("test_imported_memory_is_held",),
@@ -327,8 +329,28 @@ MUTANTS: Final = (
         name="accelerator_stays_on_the_streams_device",
         rule="C14: setting torch's stream switches the device",
         why="after a callback the thread launches on another device",
-        old="        if before and before[-1].device_index != current:\n",
-        new="        if False:\n",
+        old="""
+            _set_current_stream(self._streams[device, streams[device]])
+        if before and before[-1].device_index != current:
+""",
+        new="""
+            _set_current_stream(self._streams[device, streams[device]])
+        if False:
+""",
+        tests=("test_elsewhere_streams_are_set_and_restored_alike",),
+    ),
+    _torch(
+        name="accelerator_stays_on_the_streams_device_on_its_way_back",
+        rule="C14: setting torch's stream switches the device",
+        why="after a callback the thread launches on another device",
+        old="""
+            _set_current_stream(stream)
+        if before and before[-1].device_index != current:
+""",
+        new="""
+            _set_current_stream(stream)
+        if False:
+""",
         tests=("test_elsewhere_streams_are_set_and_restored_alike",),
     ),
     # -- CuPy --------------------------------------------------------------------------------------

@@ -157,6 +157,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
         adapter: Any = type(adapter_of("torch"))
         used = adapter.stream_of.__globals__
         monkeypatch.setitem(used, "_current_stream", playing.current_stream)
+        monkeypatch.setitem(used, "_set_current_stream", playing.set_stream)
+        monkeypatch.setitem(used, "_current_device", playing.current_device_index)
         monkeypatch.delattr(torch._C, "_cuda_setStream", raising=False)
         monkeypatch.setattr(torch, "Stream", Stream)
         monkeypatch.setattr(torch, "Event", Event)
