@@ -22,8 +22,10 @@ from gpufut.streams import (
     Lane,
     Stream,
     StreamPool,
+    Target,
     Undo,
     current_handles,
+    current_targets,
     get_manager,
     give_back,
     lane_of,
@@ -54,9 +56,6 @@ Mark = tuple[Lane, StreamHandle, EventHandle, int | None]
 
 # A stream.
 _Place = tuple[Lane, StreamHandle]
-
-# One that shall wait, and which capture of it is under way, or None.
-_Target = tuple[Lane, StreamHandle, int | None]
 
 
 def declare(devices: Iterable[object]) -> tuple[Device, ...]:
@@ -117,8 +116,18 @@ def record(
         neither the value, nor *declared*, nor *streams* names.
     """
     found = find(value if arrays is None else arrays)
-    if not found and declared is None and not streams:
-        return None
+    if declared is None and not streams:
+        if not found:
+            return None
+        if len(found) == 1:
+            framework, device, _ = found[0]
+            if device is not None and not framework.works_on_any_stream:
+                # What most values are: all of the below, written out.
+                handoff = Handoff(found, [device], (), False)
+                handle = framework.current_stream(device.index)
+                if handle is not None:
+                    handoff.mark(lane_of(device), handle)
+                return handoff
     devices = _devices_of(found)
     if declared is not None:
         _check_declared(devices, declared)
@@ -327,25 +336,17 @@ class Handoff:
         """
         if self._forks != runtimes.fork_count:
             self._check_process()
-        targets: list[_Target] = []
-        captures = self._captured
-        if stream is not None:
+        if stream is None:
+            targets, is_captured = current_targets(self._devices)
+            if self._captured:
+                targets = self._in_capture(targets)
+        else:
             named = resolve(stream, tuple(self._devices))
             _check_one_type((*self._devices, named.device))
             lane = lane_of(named.device)
             capture = _capture_on(lane, named.handle)
-            targets.append((lane, named.handle, capture))
-            captures = captures or capture is not None
-        else:
-            for device in self._devices:
-                lane = lane_of(device)
-                for handle in current_handles(device):
-                    capture = lane.runtime.capture(device.index, handle)
-                    targets.append((lane, handle, capture))
-                    captures = captures or capture is not None
-        if captures:
-            if self._captured and stream is None:
-                targets = self._in_capture(targets)
+            targets, is_captured = [(lane, named.handle, capture)], capture is not None
+        if is_captured or self._captured:
             # All are checked before the first is told to wait.
             for target in targets:
                 self._check_capture(*target)
@@ -374,7 +375,7 @@ class Handoff:
             if owner is not None and capture is None:
                 get_manager().holds.keep(owner, lane, handle)
 
-    def _in_capture(self, targets: list[_Target]) -> list[_Target]:
+    def _in_capture(self, targets: list[Target]) -> list[Target]:
         """Of the current streams, those that the user can mean in a capture.
 
         The ones that take part in the value's capture. If none of these is of the value's own
@@ -455,16 +456,6 @@ class Handoff:
 
     # -- callbacks ---------------------------------------------------------------------------------
 
-    def is_in_capture(self, lanes: list[Lane]) -> bool:
-        """Whether the value, or what the calling thread launches on *lanes*, goes into a graph."""
-        if self._captured:
-            return True
-        for lane in lanes:
-            for handle in current_handles(lane.device):
-                if _capture_on(lane, handle) is not None:
-                    return True
-        return False
-
     def lend_streams(self, also: tuple[Device, ...] = ()) -> LentStreams:
         """Streams of the pool, current while the context lasts, that wait for the value.
 
@@ -472,22 +463,22 @@ class Handoff:
         """
         return LentStreams(self, also)
 
-    def lending_lanes(self, also: tuple[Device, ...] = ()) -> list[Lane]:
+    def lending_devices(self, also: tuple[Device, ...] = ()) -> list[Device]:
         """The devices on which `lend_streams` lends streams."""
-        lanes = [lane_of(device) for device in self._devices]
-        for device in also:
-            if device not in self._devices:
-                lanes.append(lane_of(device))
+        if not also and not self._declared:
+            return self._devices
+        devices = [*self._devices, *(device for device in also if device not in self._devices)]
         for device in self._declared:
-            if device in self._devices or device in also:
+            if device in devices:
                 continue
             try:
-                lanes.append(lane_of(device))
+                lane_of(device)
             except DeviceUnavailableError:
                 # Declaring a device that is not there is allowed: without an array on it, there is
                 # nothing that a callback could do there.
                 continue
-        return lanes
+            devices.append(device)
+        return devices
 
     # -- asking ------------------------------------------------------------------------------------
 
@@ -577,15 +568,6 @@ _LEFT_CAPTURE: Final = (
 )
 
 
-def _surely(undo: Callable[[Any], object], what: Any) -> None:
-    """Call what does nothing the second time; once more if a signal strikes on the way in."""
-    try:
-        undo(what)
-    except BaseException:
-        undo(what)
-        raise
-
-
 class LentStreams:
     """While it is entered, streams of the pool are current on a hand-off's devices.
 
@@ -649,22 +631,32 @@ class LentStreams:
 
     def _lend(self) -> None:
         handoff = self._handoff
-        handoff._check_process()
-        lanes = handoff.lending_lanes(self._also)
-        if handoff.is_in_capture(lanes):
+        if handoff._forks != runtimes.fork_count:
+            handoff._check_process()
+        devices = handoff.lending_devices(self._also)
+        if handoff._captured or current_targets(devices)[1]:
             # A pool stream would be drawn into the capture and might never be joined again.
             handoff.wait_on()
             return
         priority = get_manager().priority
-        for lane in lanes:
+        for device in devices:
+            lane = lane_of(device)
             handle = lane.pool(priority).borrow(self._borrowed)
-            self._streams[lane.device] = handle
+            self._streams[device] = handle
             handoff._hand_to(lane, handle, None)
         push_current(self._streams, self._undo)
 
     def take_back(self) -> None:
         """What leaving the context does. A second time it does nothing."""
+        # Once more if a signal strikes on the way in: neither does anything the second time.
         try:
-            _surely(pop_current, self._undo)
+            pop_current(self._undo)
+        except BaseException:
+            pop_current(self._undo)
+            raise
         finally:
-            _surely(give_back, self._borrowed)
+            try:
+                give_back(self._borrowed)
+            except BaseException:
+                give_back(self._borrowed)
+                raise

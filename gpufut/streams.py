@@ -15,7 +15,7 @@ import sys
 import threading
 from _thread import get_ident
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -31,9 +31,11 @@ __all__ = [
     "LaneStats",
     "Manager",
     "Stream",
+    "Target",
     "Undo",
     "current_handles",
     "current_stream",
+    "current_targets",
     "get_manager",
     "give_back",
     "lane_of",
@@ -123,6 +125,8 @@ class EventPool:
         self._device = device
         self._free: deque[EventHandle] = deque()
         self._all: list[EventHandle] = []
+        # Called by finalizers: atomic, touches no driver. And in C, as every hand-off comes here.
+        self.give_back: Callable[[EventHandle], None] = self._free.append
 
     def take(self) -> EventHandle:
         """An event to record. May hold the past of a former hand-off until it is recorded."""
@@ -145,10 +149,6 @@ class EventPool:
             self.give_back(event)
             raise
         return event
-
-    def give_back(self, event: EventHandle) -> None:
-        """Called by finalizers: atomic, touches no driver."""
-        self._free.append(event)
 
     @property
     def created(self) -> int:
@@ -189,11 +189,12 @@ class StreamPool:
 
         A shared one need not be. Appended here, so that no signal can come between the two.
         """
+        free = self._free
         while True:
-            for _ in range(len(self._free)):
+            for _ in range(len(free)):
                 try:
-                    handle = self._free[0]
-                    del self._free[0]  # no call until it is in `borrowed`, so no signal between
+                    handle = free[0]
+                    del free[0]  # no call until it is in `borrowed`, so no signal between
                 except IndexError:
                     break
                 borrowed += [(self, handle)]
@@ -201,12 +202,12 @@ class StreamPool:
                     self.idle_lends += 1
                     return handle
                 del borrowed[-1]
-                self._free.append(handle)
+                free.append(handle)
             if self._create():
                 continue
             try:
-                handle = self._free[0]
-                del self._free[0]
+                handle = free[0]
+                del free[0]
             except IndexError:
                 pass
             else:
@@ -643,19 +644,19 @@ _epoch = 0
 
 
 class _Own(threading.local):
-    """gpufut's own current streams, for those who have none: device -> handles, innermost last.
+    """gpufut's own current streams, for those who have none; None: there is none.
 
     With the epoch in which they were noted.
     """
 
     def __init__(self) -> None:
-        self.noted: tuple[int, dict[Device, list[StreamHandle]]] = _epoch, {}
+        self.noted: tuple[int, dict[Device, StreamHandle | None]] = _epoch, {}
 
 
 _own = _Own()
 
 
-def _own_streams() -> dict[Device, list[StreamHandle]]:
+def _own_streams() -> dict[Device, StreamHandle | None]:
     """Those of the calling thread."""
     epoch, streams = _own.noted
     if epoch != _epoch:
@@ -681,8 +682,8 @@ def current_stream(device: object) -> Stream:
     parsed = parse_device(device, runtimes.default_type())
     get_manager().lane(parsed)
     own = _own_streams().get(parsed)
-    if own:
-        return _made(parsed, own[-1])
+    if own is not None:
+        return _made(parsed, own)
     for framework in loaded(parsed.type):
         handle = framework.current_stream(parsed.index)
         if handle is not None:
@@ -698,10 +699,42 @@ def current_handles(device: Device) -> list[StreamHandle]:
         handle = framework.current_stream(index)
         if handle is not None and handle not in handles:
             handles.append(handle)
-    own = _own_streams().get(device)
-    if own and own[-1] not in handles:
-        handles.append(own[-1])
+    epoch, streams = _own.noted
+    own = streams.get(device)
+    if own is not None and epoch == _epoch and own not in handles:
+        handles.append(own)
     return handles
+
+
+# A stream, and which capture of it is under way, or None.
+Target = tuple[Lane, StreamHandle, int | None]
+
+
+def current_targets(devices: Sequence[Device]) -> tuple[list[Target], bool]:
+    """The distinct streams on which the calling thread's frameworks work on some devices.
+
+    And whether any of them is being captured.
+    """
+    if len(devices) == 1:
+        device = devices[0]
+        frameworks = loaded(device.type)
+        if len(frameworks) == 1 and _own.noted[1].get(device) is None:
+            # What most programs have, and on no stream of ours: all of the below, written out.
+            lane = _manager._lanes.get(device) or _manager.lane(device)
+            handle = frameworks[0].current_stream(device.index)
+            if handle is not None:
+                capture = lane.runtime.capture(device.index, handle)
+                return [(lane, handle, capture)], capture is not None
+    targets: list[Target] = []
+    is_captured = False
+    for device in devices:
+        lane = _manager._lanes.get(device) or _manager.lane(device)
+        for handle in current_handles(device):
+            capture = lane.runtime.capture(device.index, handle)
+            if capture is not None:
+                is_captured = True
+            targets.append((lane, handle, capture))
+    return targets, is_captured
 
 
 # Classes of streams that are also those of the loaded frameworks, by what they derive from.
@@ -721,8 +754,8 @@ def _made(device: Device, handle: StreamHandle) -> Stream:
     return made(device, handle)
 
 
-# How to undo `push_current`, last step last: a framework and what it saved, or None and a device
-# with gpufut's own streams there.
+# How to undo `push_current`, last step last: a framework and what it saved; or None, and the
+# thread's own streams with a device and which one it was there.
 Undo = list[tuple[Framework | None, Any]]
 
 
@@ -731,19 +764,22 @@ def push_current(streams: dict[Device, StreamHandle], undo: Undo) -> None:
 
     Each step is noted before it is taken: if this raises half-way, `pop_current(undo)` mends it.
     """
+    epoch, own = _own.noted
+    if epoch != _epoch:
+        own = _own_streams()
     by_type: dict[str, dict[int, StreamHandle]] = {}
     for device, handle in streams.items():
-        by_type.setdefault(device.type, {})[device.index] = handle
+        undo.append((None, (own, device, own.get(device))))
+        own[device] = handle
+        if device.type in by_type:
+            by_type[device.type][device.index] = handle
+        else:
+            by_type[device.type] = {device.index: handle}
     for kind, handles in by_type.items():
         for framework in loaded(kind):
             saved = framework.save_streams(handles)
             undo.append((framework, saved))
             framework.set_streams(handles, saved)
-    all_own = _own_streams()
-    for device, handle in streams.items():
-        own = all_own.get(device, [])
-        undo.append((None, (device, own)))
-        all_own[device] = [*own, handle]
 
 
 def pop_current(undo: Undo) -> None:
@@ -762,7 +798,8 @@ def pop_current(undo: Undo) -> None:
                 framework, saved = undo[-1]
                 try:
                     if framework is None:
-                        _own_streams()[saved[0]] = saved[1]
+                        own, device, before = saved
+                        own[device] = before
                     else:
                         framework.restore_streams(saved)
                 except Exception as error:

@@ -476,6 +476,18 @@ def test_lent_streams_are_current_everywhere_and_wait_for_the_value(machine):
     gate.open()
 
 
+def test_no_stream_is_lent_for_captured_work_whatever_its_thread_works_on(machine):
+    array, stream = machine.plain.array([1.0]), machine.stream()
+    future: Future[Any] = Future()
+    with machine.capture(stream):
+        with machine.plain.stream(stream):
+            future.set_result(array)
+        error = future.then(lambda f: None).exception()  # on the default stream
+
+    assert isinstance(error, gpufut.CaptureError)
+    assert get_manager().stats()[FIRST].streams == 0
+
+
 def test_a_declared_device_gets_a_stream_even_if_the_value_has_nothing_there(machine):
     seen: list[int] = []
     future: Future[Any] = Future(devices=[0, 1])

@@ -1060,6 +1060,14 @@ def test_the_streams_of_a_machine_that_is_gone_are_current_nowhere(machine):
         assert seen == [other.default_stream(0).handle]
 
 
+def test_a_stream_made_current_after_one_of_a_machine_that_is_gone_is_current(machine, monkeypatch):
+    monkeypatch.setattr(room, "loaded", lambda kind: ())  # so that ours is all there is
+    with gpufut.stream(Stream(FIRST, 5)):
+        room._forget()
+        with gpufut.stream(Stream(FIRST, 7)):
+            assert current_stream(FIRST) == Stream(FIRST, 7)
+
+
 @pytest.mark.parametrize(
     ("thing", "error", "text"),
     [
@@ -1127,6 +1135,56 @@ def test_a_framework_that_launches_nothing_has_no_current_stream_to_be_ordered(
     assert room.current_handles(FIRST) == []
     with pytest.raises(DeviceUnavailableError, match="no loaded framework works on sim:0"):
         current_stream(FIRST)
+
+
+@pytest.mark.parametrize("where", ["default", "library's", "ours", "lost", "captured", "nowhere"])
+def test_where_one_library_is_loaded_the_same_streams_are_to_be_ordered(
+    machine, monkeypatch, where
+):
+    """That is made quicker. With the library counted twice it is not, and comes to the same."""
+    library: Any = Launcher(None) if where == "nowhere" else ADAPTER.frameworks("sim")[1]
+    default, stream = machine.default_stream(0), machine.stream()
+    expected = {
+        "library's": ([stream.handle], False),
+        "ours": ([default.handle, stream.handle], False),
+        "captured": ([stream.handle], True),
+        "nowhere": ([], False),
+    }.get(where, ([default.handle], False))
+
+    with contextlib.ExitStack() as stack:
+        if where == "ours":
+            stack.enter_context(gpufut.stream(stream))
+            stack.enter_context(machine.plain.stream(default))
+        elif where == "lost":
+            undo: room.Undo = []
+            stack.callback(room.pop_current, undo)
+            room.push_current({FIRST: stream.handle}, undo)
+            room._forget()
+            machine.plain.set_stream(default)
+        elif where in {"library's", "captured"}:
+            stack.enter_context(machine.plain.stream(stream))
+        if where == "captured":
+            stack.enter_context(machine.capture(stream))
+        for frameworks in ((library,), (library, library)):
+            monkeypatch.setattr(room, "loaded", lambda kind, found=frameworks: found)
+            targets, is_captured = room.current_targets([FIRST])
+            assert ([handle for _, handle, _ in targets], is_captured) == expected
+            assert all(lane is get_manager().lane(FIRST) for lane, _, _ in targets)
+            assert is_captured is any(capture is not None for _, _, capture in targets)
+
+
+def test_where_one_library_is_loaded_the_streams_of_all_devices_are_to_be_ordered(
+    machine, monkeypatch
+):
+    monkeypatch.setattr(room, "loaded", lambda kind: ADAPTER.frameworks(kind)[1:])
+
+    targets, is_captured = room.current_targets([FIRST, SECOND])
+
+    assert [(lane.device, capture) for lane, _, capture in targets] == [
+        (FIRST, None),
+        (SECOND, None),
+    ]
+    assert not is_captured
 
 
 def test_a_stream_of_ours_is_one_for_frameworks_that_take_their_own_alone(machine, monkeypatch):

@@ -356,8 +356,8 @@ class NumbaLibrary:
     def current(self, device: int) -> Any:
         # As gpufut.current_stream says, which notes the device as one that is in use.
         own = streams._own_streams().get(gpufut.Device("cuda", device))
-        if own:
-            return gpufut.Stream(gpufut.Device("cuda", device), own[-1])
+        if own is not None:
+            return gpufut.Stream(gpufut.Device("cuda", device), own)
         if self.others:
             return self.others[0].current(device)
         return gpufut.Stream(gpufut.Device("cuda", device), LEGACY)

@@ -84,7 +84,7 @@ MUTANTS: Final = (
         name="new_stream_is_made_although_one_is_idle",
         rule="C16: idle first",
         why="callbacks one after the other use up all streams that may be made",
-        old="            for _ in range(len(self._free)):\n",
+        old="            for _ in range(len(free)):\n",
         new="            for _ in range(0):\n",
         tests=("test_c16_an_idle_stream_is_lent_before_a_new_one_is_made",),
     ),
@@ -176,10 +176,10 @@ MUTANTS: Final = (
             (
                 """
                 del borrowed[-1]
-                self._free.append(handle)
+                free.append(handle)
 """,
                 """
-                self._free.append(handle)
+                free.append(handle)
 """,
             ),
         ),
@@ -468,9 +468,81 @@ def stream(stream: object) -> Iterator[Stream]:
         name="streams_of_a_lost_machine_stay_current",
         rule="C21",
         why="handles that mean nothing any more are used",
-        old="    if epoch != _epoch:\n",
-        new="    if False:\n",
+        old="""
+    if epoch != _epoch:
+        streams = {}
+""",
+        new="""
+    if False:
+        streams = {}
+""",
         tests=("test_the_streams_of_a_machine_that_is_gone_are_current_nowhere",),
+    ),
+    _here(
+        name="streams_of_a_lost_machine_are_to_be_ordered",
+        rule="C21",
+        why="a stream waits, or is asked for its capture, whose handle means nothing any more",
+        old="    if own is not None and epoch == _epoch and own not in handles:\n",
+        new="    if own is not None and own not in handles:\n",
+        tests=("test_where_one_library_is_loaded_the_same_streams_are_to_be_ordered",),
+    ),
+    _here(
+        name="streams_are_made_current_for_a_lost_machine",
+        rule="C14, C21",
+        why="the first stream after a change of machine is noted where nobody looks any more",
+        old="""
+    if epoch != _epoch:
+        own = _own_streams()
+""",
+        new="""
+    if False:
+        own = _own_streams()
+""",
+        tests=("test_a_stream_made_current_after_one_of_a_machine_that_is_gone_is_current",),
+    ),
+    _here(
+        name="first_library_alone_waits",
+        rule="C8: a wait left out",
+        why="only one of the libraries' current streams is ordered after the value",
+        old="""
+        for handle in current_handles(device):
+            capture""",
+        new="""
+        for handle in current_handles(device)[:1]:
+            capture""",
+        tests=("test_c8_the_current_streams_of_every_loaded_framework_wait",),
+    ),
+    _here(
+        name="only_librarys_stream_is_not_asked_for_its_capture",
+        rule="C23",
+        why="with one library loaded, a wait in a capture breaks it",
+        old="                return [(lane, handle, capture)], capture is not None\n",
+        new="                return [(lane, handle, None)], False\n",
+        tests=("test_where_one_library_is_loaded_the_same_streams_are_to_be_ordered",),
+    ),
+    _here(
+        name="only_library_hides_our_own_stream",
+        rule="C8: gpufut's own current stream",
+        why="with one library loaded, what callbacks launch without it is not ordered",
+        old="        if len(frameworks) == 1 and _own.noted[1].get(device) is None:\n",
+        new="        if len(frameworks) == 1:\n",
+        tests=("test_where_one_library_is_loaded_the_same_streams_are_to_be_ordered",),
+    ),
+    _here(
+        name="first_library_counts_as_the_only_one",
+        rule="C8: a wait left out",
+        why="only one of the libraries' current streams is ordered after the value",
+        old="        if len(frameworks) == 1 and _own.noted[1].get(device) is None:\n",
+        new="        if frameworks and _own.noted[1].get(device) is None:\n",
+        tests=("test_c8_the_current_streams_of_every_loaded_framework_wait",),
+    ),
+    _here(
+        name="first_device_counts_as_the_only_one",
+        rule="C8: a wait left out",
+        why="with one library loaded, the current streams on the other devices do not wait",
+        old="    if len(devices) == 1:\n",
+        new="    if devices:\n",
+        tests=("test_where_one_library_is_loaded_the_streams_of_all_devices_are_to_be_ordered",),
     ),
     # -- naming streams and devices ----------------------------------------------------------------
     _here(

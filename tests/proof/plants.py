@@ -42,7 +42,11 @@ def _hand_to_all_but_the_last(original: Any) -> Any:
 
 
 def _first_only(original: Any) -> Any:
-    return lambda device: original(device)[:1]
+    def current_targets(devices: Any) -> Any:
+        targets, is_captured = original(devices)
+        return targets[:1], is_captured
+
+    return current_targets
 
 
 def _nothing(original: Any) -> Any:
@@ -179,7 +183,7 @@ def _not_told(original: Any) -> Any:
 
 def _restore_one_less(original: Any) -> Any:
     def pop(undo: list[Any]) -> None:
-        del undo[:1]
+        del undo[-1:]
         original(undo)
 
     return pop
@@ -190,7 +194,7 @@ PLANTS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
     for name, owner, attribute, make in (
         ("the last event is not waited for", handoffs.Handoff, "_hand_to",
          _hand_to_all_but_the_last),
-        ("one library's stream waits, the other's does not", handoffs, "current_handles",
+        ("one library's stream waits, the other's does not", handoffs, "current_targets",
          _first_only),
         ("events are used again after the first wait", handoffs.Handoff, "wait_on",
          _give_events_back),
