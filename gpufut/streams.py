@@ -161,12 +161,21 @@ class EventPool:
         return len(self._free)
 
 
+# How many streams are asked for each callback whether they are idle. A device that is behind its
+# host keeps all of them busy, and to ask them all would take longer than the rest of the callback.
+_MOST_ASKED: Final = 4
+
+
 class StreamPool:
     """Streams of one device and priority, lent to callbacks.
 
-    An idle stream first, then a new one, then, when there are `limit` of them, the one that was
-    given back longest ago. When all are lent, one is shared: waiting for its return could wait for
-    ever, and sharing costs overlap, never order.
+    An idle stream first, then a new one, then, when there are `limit` of them, a busy one. When all
+    are lent, one is shared: waiting for its return could wait for ever, and sharing costs overlap,
+    never order.
+
+    Whether they are idle is asked of those that were given back longest ago, few for each callback.
+    Those that are not go to the end: in a few callbacks all have their turn. The busy one that is
+    lent in the end is the next in turn, which nobody has asked, if there are more.
 
     Invariant: a stream is in `_free` or has exactly one borrower to whom it was not shared.
     """
@@ -191,7 +200,9 @@ class StreamPool:
         """
         free = self._free
         while True:
-            for _ in range(len(free)):
+            for asked in range(len(free)):
+                if asked == _MOST_ASKED:
+                    break
                 try:
                     handle = free[0]
                     del free[0]  # no call until it is in `borrowed`, so no signal between

@@ -118,6 +118,36 @@ def test_a_busy_stream_is_passed_over_for_an_idle_or_a_new_one(machine):
         assert stats().busy_lends == 0
 
 
+def test_few_streams_are_asked_for_a_callback_and_all_in_turn(machine, monkeypatch):
+    with_manager(stream_limit=10)
+    value = completed(machine.plain.array([1.0]))
+
+    def occupy(gate: sim.Gate) -> int:
+        return value.then(lambda _: occupied(machine, gate)).wait()
+
+    gates = [machine.gate() for _ in range(10)]
+    held = [occupy(gate) for gate in gates]
+    gates[-1].open()
+    machine.stream_from_handle(held[-1]).synchronize()
+    asked: list[int] = []
+    query = runtime_of("sim").stream_query
+
+    def count(device: int, stream: int) -> bool:
+        asked.append(stream)
+        return query(device, stream)
+
+    monkeypatch.setattr(runtime_of("sim"), "stream_query", count)
+    used = []
+    while not used or used[-1] != held[-1]:
+        used.append(value.then(lambda _: lent(machine).handle).wait())
+        assert 0 < len(asked) <= 4
+        asked.clear()
+    assert len(used) <= 5
+
+    for gate in gates:
+        gate.open()
+
+
 def test_at_the_limit_the_busy_stream_that_was_given_back_first_is_lent(machine):
     with_manager(stream_limit=2)
     array = machine.plain.array([1.0])

@@ -84,9 +84,31 @@ MUTANTS: Final = (
         name="new_stream_is_made_although_one_is_idle",
         rule="C16: idle first",
         why="callbacks one after the other use up all streams that may be made",
-        old="            for _ in range(len(free)):\n",
-        new="            for _ in range(0):\n",
+        old="            for asked in range(len(free)):\n",
+        new="            for asked in range(0):\n",
         tests=("test_c16_an_idle_stream_is_lent_before_a_new_one_is_made",),
+    ),
+    _here(
+        name="all_streams_are_asked_for_each_callback",
+        rule="C16",
+        why="where the device is behind the host, a callback takes as long as 32 questions",
+        old="                if asked == _MOST_ASKED:\n",
+        new="                if False:\n",
+        tests=("test_few_streams_are_asked_for_a_callback_and_all_in_turn",),
+    ),
+    _here(
+        name="same_streams_are_asked_for_each_callback",
+        rule="C16: idle first",
+        why="callbacks queue behind long kernels for ever although an idle stream could be had",
+        old="""
+                del borrowed[-1]
+                free.append(handle)
+""",
+        new="""
+                del borrowed[-1]
+                free.insert(min(asked, len(free)), handle)
+""",
+        tests=("test_few_streams_are_asked_for_a_callback_and_all_in_turn",),
     ),
     _here(
         name="pool_has_no_limit",
