@@ -205,10 +205,10 @@ class StreamPool:
                     break
                 try:
                     handle = free[0]
-                    del free[0]  # no call until it is in `borrowed`, so no signal between
+                    del free[0]  # no call but the one that borrows it, so no signal between
                 except IndexError:
                     break
-                borrowed += [(self, handle)]
+                borrowed.append((self, handle))
                 if self._runtime.stream_query(self._device, handle):
                     self.idle_lends += 1
                     return handle
@@ -222,7 +222,7 @@ class StreamPool:
             except IndexError:
                 pass
             else:
-                borrowed += [(self, handle)]
+                borrowed.append((self, handle))
                 self.busy_lends += 1
                 return handle
             if self._all:
@@ -279,8 +279,8 @@ def give_back(borrowed: list[tuple[StreamPool, StreamHandle]]) -> None:
     while borrowed:
         try:
             pool, handle = borrowed[-1]
-            del borrowed[-1]  # no call until it is free again, so no signal between
-            pool._free += [handle]
+            del borrowed[-1]  # no call but the one that frees it, so no signal between
+            pool._free.append(handle)
         except BaseException as error:
             interrupt = error
     if interrupt is not None:

@@ -185,13 +185,13 @@ MUTANTS: Final = (
         rule="C16",
         why="a stream that could not be asked is neither lent nor free",
         old="""
-                borrowed += [(self, handle)]
+                borrowed.append((self, handle))
                 if self._runtime.stream_query(self._device, handle):
                     self.idle_lends += 1
 """,
         new="""
                 if self._runtime.stream_query(self._device, handle):
-                    borrowed += [(self, handle)]
+                    borrowed.append((self, handle))
                     self.idle_lends += 1
 """,
         also=(
