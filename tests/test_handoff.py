@@ -87,6 +87,14 @@ def test_a_value_without_arrays_has_no_hand_off(machine):
     assert machine.stats.records == 0
 
 
+def test_a_single_array_is_recorded_where_its_own_library_works(machine):
+    for library in machine.libraries:
+        stream = machine.stream(1)
+        with library.stream(stream):
+            handoff = record(library.array([1.0], device=1))
+        assert marks_of(handoff) == [("sim:1", stream.handle)]
+
+
 def test_one_event_for_each_device_and_distinct_current_stream(machine):
     plain = [machine.plain.array([1.0]) for _ in range(3)]
     tracking = machine.tracking.array([1.0])

@@ -37,7 +37,7 @@ MUTANTS: Final = (
                 handle = current_handles(device)[0]
                 if handle is not None:
                     handoff""",
-        tests=("test_c2_each_framework_is_ordered_by_its_own_current_stream",),
+        tests=("test_a_single_array_is_recorded_where_its_own_library_works",),
     ),
     _here(
         name="single_array_without_a_stream_of_its_own_is_recorded_on_one",
@@ -644,7 +644,7 @@ MUTANTS: Final = (
         why="a callback for work outside a capture gets a stream that the capture never hears of",
         old="        if handoff._captured or current_targets(devices)[1]:\n",
         new="        if handoff._captured:\n",
-        tests=("test_c23_callbacks_in_a_capture_work_on_the_capturing_stream",),
+        tests=("test_c23_a_callback_gets_no_stream_of_the_pool_if_any_library_is_captured",),
     ),
     _here(
         name="captured_work_is_given_to_lent_streams",
