@@ -195,7 +195,7 @@ def _forget_types() -> None:
     HOST_TYPES.intersection_update(_ALWAYS_HOST)
     PLAIN_TESTS.clear()
     for kind, test in _PLAIN_CONTAINERS.items():
-        if kind not in _registered:
+        if not any(base in _registered for base in kind.__mro__):
             PLAIN_TESTS[kind] = test
 
 

@@ -420,7 +420,7 @@ class Future(Generic[T]):
                 entry = left = None  # see the end of `_run`
                 _run(self, self._entries)
             except RecursionError:
-                _orphans.pairs += [(self, None)]
+                _orphans.pairs += [(self, None if entry is None else [entry])]
                 raise
             except BaseException:
                 _run(self, self._entries)
@@ -992,15 +992,16 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                 settled = _interrupted(struck, interrupt)
                 struck = None
                 if settled is not None and settled._entries:
-                    parent, entries = settled, settled._entries
+                    parent, entries, rest = settled, settled._entries, _NO_ENTRIES
             if type(entries) is tuple and thread is _NOBODY and not _watched:
                 # A single entry and no device work, as most futures have it, and chains: the loop
                 # below, without what this case can do without. What is taken begins without a call
                 # in between: see "Interrupts".
                 how, target, callback = entries
                 if callback is None:
+                    mine = parent._entries is entries
                     parent._entries = left = None if parent._entries is entries else parent._entries
-                    if left is None:
+                    if mine and left is None:
                         begun, entries = target, None
                         if how is not _count:
                             settled = how(parent, target, None)
@@ -1011,7 +1012,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                         begun = None
                         if settled is not None:
                             parent, entries = settled, settled._entries
-                        elif not _orphans.pairs:
+                        elif not _orphans.pairs and interrupt is None:
                             return
                 elif (how is _then or how is _done) and parent._handoff is None:
                     account = _local.thread
@@ -1023,81 +1024,79 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                         if depth:
                             account.outer += [account.target]
                             work += [_FLOOR]
-                        while True:
-                            parent._entries = left = (
-                                None if parent._entries is entries else parent._entries
-                            )
-                            if left is not None:
-                                break
-                            entries = None
-                            if how is _done:
-                                try:
-                                    callback(parent)
-                                except BaseException as error:
-                                    _report(parent, error)
-                                break
-                            begun = account.target = target
-                            try:
-                                result = callback(parent)
-                                try:
-                                    plain = type(result) in _plain_types
-                                except TypeError:  # a class that cannot be hashed
-                                    plain = False
-                                if plain:  # as in `set_result`
-                                    del target._declared
-                                    target._result = result
-                                    target._state = VALUE
-                                    settled = target
-                                else:
-                                    settled = target if target._settle_value(result) else None
-                            except BaseException as error:
-                                settled = _fail(parent, target, error)
-                            begun = None
-                            if settled is None:
-                                break
-                            parent, entries = settled, settled._entries
-                            if type(entries) is not tuple or parent._handoff is not None:
-                                break
-                            how, target, callback = entries
-                            if how is not _then and how is not _done:
-                                break
-                        if not (
-                            entries
-                            or depth
-                            or account.deferred
-                            or account.interrupt
-                            or _orphans.pairs
-                        ):
-                            account.depth = 0
-                            account.target = None
-                            del parent, entries  # see the end
-                            target = callback = settled = result = None
-                            return
+                while thread is not _NOBODY:
+                    mine = parent._entries is entries
+                    parent._entries = left = None if parent._entries is entries else parent._entries
+                    if not mine or left is not None:
+                        break
+                    entries = None
+                    if how is _done:
+                        try:
+                            callback(parent)
+                        except BaseException as error:
+                            _report(parent, error)
+                        break
+                    begun = thread.target = target
+                    try:
+                        result = callback(parent)
+                        try:
+                            plain = type(result) in _plain_types
+                        except TypeError:  # a class that cannot be hashed
+                            plain = False
+                        if plain:  # as in `set_result`
+                            del target._declared
+                            target._result = result
+                            target._state = VALUE
+                            settled = target
+                        else:
+                            settled = target if target._settle_value(result) else None
+                    except BaseException as error:
+                        settled = _fail(parent, target, error)
+                    begun = None
+                    if settled is None:
+                        break
+                    parent, entries = settled, settled._entries
+                    if type(entries) is not tuple or parent._handoff is not None:
+                        break
+                    how, target, callback = entries
+                    if how is not _then and how is not _done:
+                        break
+                if thread is not _NOBODY and not (
+                    entries
+                    or depth
+                    or thread.deferred
+                    or thread.interrupt is not None
+                    or interrupt is not None
+                    or _orphans.pairs
+                ):
+                    thread.depth = 0
+                    thread.target = None
+                    del parent, entries  # see the end
+                    target = callback = settled = result = None
+                    return
             settled = None  # and here: a `return` is outside of what the handlers below cover
             while True:
                 if entry is not None:
                     pass  # taken already
                 elif type(entries) is tuple:
                     # Take it. No call from here to where it begins: see "Interrupts".
+                    mine = parent._entries is entries
                     parent._entries = left = None if parent._entries is entries else parent._entries
                     rest = _NO_ENTRIES
-                    if left is not None:
+                    if not mine or left is not None:
                         entries = left
                         continue
                     entry = entries
                     entries = None
                 elif entries:
-                    entry = entries[0]  # as above
-                    del entries[0]
-                    rest = _NO_ENTRIES
-                    if entries:
-                        # Not a slice of them: while its list is made garbage may be collected, and
-                        # a finalizer take some of them back, after their number was read.
-                        rest = []
-                        rest += entries
-                        del entries[:]
-                        rest = rest[::-1]
+                    # All at once, in one line; and not by a slice of them: while its list is made
+                    # garbage may be collected, and a finalizer take some of them back, after their
+                    # number was read.
+                    rest = []
+                    rest[:], entries[:] = entries, ()
+                    rest = rest[::-1]
                     entries = None
+                    continue
                 elif rest:
                     entry = rest[-1]
                     del rest[-1]
@@ -1125,15 +1124,17 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     _tell(how, parent, target)
                 if thread is _NOBODY:
                     if how is _wake:
-                        entry = None
+                        begun, entry = target, None
                         target.release()
+                        begun = None
                         continue
                     if callback is not None or rest:
                         account = _local.thread
                         depth = account.depth
                         if depth >= MAX_NESTING:
                             account.deferred += [(parent, [*rest, entry])]  # not a call either
-                            return
+                            entry, rest = None, _NO_ENTRIES
+                            break
                         account.depth = depth + 1
                         work = account.work
                         thread = account
@@ -1164,6 +1165,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     except BaseException as error:
                         settled = _fail(parent, target, error)
                 elif how is _done and parent._handoff is None:
+                    thread.target = None
                     try:
                         callback(parent)
                     except BaseException as error:
@@ -1177,7 +1179,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
                     begun = None
                 if settled is not None and settled._entries:
                     # What is left of the present future is in `work`. A chain leaves nothing.
-                    parent, entries = settled, settled._entries
+                    parent, entries, rest = settled, settled._entries, _NO_ENTRIES
             break
         except RecursionError as error:
             # No room left to run anything, nor for a call here. What had begun fails, which is
@@ -1185,14 +1187,16 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
             if entry is not None:
                 rest = [*rest, entry]
             _orphans.pairs += [(parent, rest)]
+            if begun is not None and (how is _wake or how is _wake_loop):
+                _orphans.pairs += [(parent, [(how, begun, callback)])]
+            failed = begun.collected if begun.__class__ is Collector else begun
             try:
-                del begun._declared
+                del failed._declared
             except AttributeError:  # complete already, or no future
-                if begun.__class__ is _LoopGate:
-                    _orphans.pairs += [(parent, [(_wake_loop, begun, None)])]
+                pass
             else:
-                begun._result, begun._handoff, begun._state = (error, None), None, FAILED
-                _orphans.pairs += [(begun, None)]
+                failed._result, failed._handoff, failed._state = (error, None), None, FAILED
+                _orphans.pairs += [(failed, None)]
             if thread is not _NOBODY:
                 while work and work[-1] is not _FLOOR:
                     _orphans.pairs += [work[-1]]
@@ -1294,15 +1298,17 @@ def _help(thread: _Thread, future: Future[Any]) -> None:
                 return
             entry = entries[-1]
             del entries[-1]  # no call since the line above: see "Interrupts"
-            depth, thread.depth = (
-                thread.depth,
-                1,
-            )  # nested as deep as it may be: it cannot be put off
+            alone = [entry]
+            # Nested as deep as it may be: it cannot be put off.
+            depth, thread.depth = thread.depth, 1
             try:
-                _run(parent, [entry])
+                _run(parent, alone)
+            except BaseException:
+                entries += alone  # nothing, unless a signal struck before it was taken
+                raise
             finally:
                 thread.depth = depth
-                del parent, entry, entries, put_off  # see the end of `_run`
+                del parent, entry, entries, put_off, alone  # see the end of `_run`
     finally:
         del future  # see the end of `_run`
 

@@ -307,9 +307,10 @@ def test_many_items_are_not_looked_at_twice():
 
 
 @pytest.mark.parametrize("kind", [list, tuple, dict])
-def test_a_registered_container_is_not_judged_at_a_glance(kind, monkeypatch):
+@pytest.mark.parametrize("by", ["itself", "a base"])
+def test_a_registered_container_is_not_judged_at_a_glance(kind, by, monkeypatch):
     assert kind in PLAIN_TESTS
-    monkeypatch.setitem(room._registered, kind, lambda item: ())
+    monkeypatch.setitem(room._registered, kind if by == "itself" else object, lambda item: ())
     try:
         room._forget_types()
         assert kind not in PLAIN_TESTS

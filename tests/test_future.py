@@ -976,6 +976,79 @@ def test_after_an_interrupt_in_an_errand_another_one_in_looking_after_it_stops_n
     assert other.value() == 2
 
 
+@pytest.mark.parametrize("kind", ["then", "add_done_callback", None])
+@pytest.mark.parametrize("errand", ["then_async", "collect_all"])
+def test_an_interrupt_in_an_errand_is_raised_in_the_end(monkeypatch, errand, kind):
+    inner: Future[int] = Future()
+    if errand == "then_async":
+        child: Future[Any] = completed().then_async(lambda _: inner)
+    else:
+        child = collect_all([inner])
+    if kind is not None:
+        getattr(child, kind)(lambda _: None)
+    strike_once(monkeypatch, Future, "_settle")
+
+    with pytest.raises(KeyboardInterrupt, match="_settle"):
+        inner.set_result(1)
+
+    assert child.done()
+
+
+def test_a_callback_may_wait_for_what_an_earlier_one_has_left_to_others():
+    """Its own thread does not complete it; no deadlock is to be seen in that."""
+    parent: Future[int] = Future()
+    inner: Future[int] = Future()
+    flat = parent.then_async(lambda _: inner)
+    got: list[int] = []
+    parent.add_done_callback(lambda _: got.append(flat.wait(PATIENCE)))
+
+    def complete() -> None:
+        waiting(flat)
+        inner.set_result(7)
+
+    completer = in_thread(complete)
+    parent.set_result(1)
+    completer.join(PATIENCE)
+
+    assert got == [7]
+
+
+class Falsy(BaseException):
+    """Nothing of an exception says that it is true."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("kind", ["then", "add_done_callback"])
+def test_what_ends_the_program_does_so_whatever_its_truth(kind):
+    def leave(_: object) -> None:
+        raise Falsy
+
+    future: Future[int] = Future()
+    getattr(future, kind)(leave)
+
+    with pytest.raises(Falsy):
+        future.set_result(1)
+
+    completed().then(lambda _: None)  # and nothing of it comes back later
+
+
+def test_an_interrupt_before_a_callback_that_a_wait_needs_leaves_it_to_come(monkeypatch):
+    parent: Future[int] = Future()
+
+    def waits(_: object) -> None:
+        strike_once(monkeypatch, gpufut.future, "_run")
+        with pytest.raises(KeyboardInterrupt, match="_run"):
+            second.wait()
+
+    parent.then(waits)
+    second = parent.then(lambda _: 2)
+    parent.set_result(1)
+
+    assert second.value() == 2
+
+
 @pytest.mark.parametrize("beside", [[], ["another"]], ids=len)
 def test_after_an_interrupt_in_an_errand_the_others_get_the_future_that_they_are_of(
     monkeypatch, beside
@@ -1518,6 +1591,51 @@ def test_completing_a_future_with_no_stack_left_puts_its_callbacks_off_and_loses
 
     assert torn
     assert all(child.done() for child in torn)
+
+
+def registered_gate(future: Future[Any]) -> Callable[[], object]:
+    """As a thread that waits. Returns whether it would have been woken."""
+    gate = threading.Lock()
+    gate.acquire()
+    future._notify((_wake, gate, gate))
+    return lambda: not gate.locked()
+
+
+LISTENERS: dict[str, Callable[[Future[Any]], Callable[[], object]]] = {
+    "a waiter": registered_gate,
+    "collect_all": lambda future: collect_all([future]).done,
+    "collect_any": lambda future: collect_any([future]).done,
+    "then_async": lambda future: completed().then_async(lambda _: future).done,
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("listener", LISTENERS)
+@pytest.mark.parametrize("beside", [0, 1])
+@pytest.mark.parametrize("outcome", ["a value", "a searched value", "an error"])
+def test_with_no_stack_left_nobody_who_listens_is_forgotten(listener, beside, outcome):
+    def dive(levels: int, future: Future[Any]) -> None:
+        if levels:
+            dive(levels - 1, future)
+        elif outcome == "an error":
+            future.set_exception(ZeroDivisionError())
+        else:
+            future.set_result(1 if outcome == "a value" else {1})
+
+    limit, refused = sys.getrecursionlimit(), 0
+    for levels in range(limit - 150, limit):
+        future: Future[Any] = Future()
+        told = LISTENERS[listener](future)
+        for _ in range(beside):
+            future.add_done_callback(lambda _: None)
+        try:
+            dive(levels, future)
+        except RecursionError:
+            refused += 1
+        completed().then(lambda _: None)  # somebody with room
+        assert told() or not future.done() or (listener, outcome) == ("collect_any", "an error")
+
+    assert refused
 
 
 def test_the_first_callback_of_a_thread_is_not_lost_if_there_is_no_stack_left(monkeypatch):

@@ -178,7 +178,7 @@ MUTANTS: Final = (
         name="registered_container_is_judged_at_a_glance",
         rule="C3",
         why="what the user has said of where the arrays are in a list counts for nothing",
-        old="        if kind not in _registered:\n",
+        old="        if not any(base in _registered for base in kind.__mro__):\n",
         new="        if True:\n",
         tests=("test_a_registered_container_is_not_judged_at_a_glance",),
     ),

@@ -199,24 +199,24 @@ MUTANTS: Final = (
         rule="C13: Ctrl-C while the log is written",
         why="the thread counts as nested for good, and some day its callbacks never run",
         old="""
-                            if how is _done:
-                                try:
-                                    callback(parent)
-                                except BaseException as error:
-                                    _report(parent, error)
-                                break
+                    if how is _done:
+                        try:
+                            callback(parent)
+                        except BaseException as error:
+                            _report(parent, error)
+                        break
 """,
         new="""
-                            if how is _done:
-                                try:
-                                    callback(parent)
-                                except BaseException as error:
-                                    try:
-                                        _report(parent, error)
-                                    except BaseException:
-                                        thread = _NOBODY
-                                        raise
-                                break
+                    if how is _done:
+                        try:
+                            callback(parent)
+                        except BaseException as error:
+                            try:
+                                _report(parent, error)
+                            except BaseException:
+                                thread = _NOBODY
+                                raise
+                        break
 """,
         tests=("test_what_strikes_while_a_callbacks_error_is_logged_leaves_the_thread_as_it_was",),
     ),
@@ -274,10 +274,12 @@ MUTANTS: Final = (
         old="""
                 struck = None
                 if settled is not None and settled._entries:
+                    parent, entries, rest = settled, settled._entries, _NO_ENTRIES
 """,
         new="""
                 struck = None
                 if settled is not None:
+                    parent, entries = settled, settled._entries
 """,
         tests=("test_after_an_interrupt_in_an_errand_the_others_get_the_future_that_they_are_of",),
     ),
@@ -744,13 +746,8 @@ MUTANTS: Final = (
         name="callbacks_run_backwards",
         rule="C13",
         why="of several callbacks the last but the first comes second",
-        old="""
-                        del entries[:]
-                        rest = rest[::-1]
-""",
-        new="""
-                        del entries[:]
-""",
+        old="                    rest = rest[::-1]\n",
+        new="",
         tests=("test_c13_callbacks_run_in_the_order_of_their_registration",),
     ),
     _here(
@@ -758,14 +755,13 @@ MUTANTS: Final = (
         rule="C13: trap of CPython 3.11",
         why="in CPython 3.11 a finalizer may take one back inside, and another runs twice",
         old="""
-                        rest = []
-                        rest += entries
-                        del entries[:]
-                        rest = rest[::-1]
+                    rest = []
+                    rest[:], entries[:] = entries, ()
+                    rest = rest[::-1]
 """,
         new="""
-                        rest = entries[::-1]
-                        del entries[:]
+                    rest = entries[::-1]
+                    del entries[:]
 """,
         tests=("test_a_finalizer_may_take_a_callback_back_while_they_are_taken_over",),
     ),
@@ -813,8 +809,8 @@ MUTANTS: Final = (
         name="errand_leaves_orphans_to_others",
         rule="trap: no stack left",
         why="callbacks for which there was no room wait for a callback that may never come",
-        old="                        elif not _orphans.pairs:\n",
-        new="                        else:\n",
+        old="                        elif not _orphans.pairs and interrupt is None:\n",
+        new="                        elif interrupt is None:\n",
         tests=("test_what_an_errand_finds_no_stack_for_waits_only_for_the_next_completion",),
     ),
     _here(
@@ -822,11 +818,11 @@ MUTANTS: Final = (
         rule="trap: no stack left",
         why="callbacks for which there was no room wait for a future with several, or errands",
         old="""
-                            or _orphans.pairs
-                        ):
+                    or _orphans.pairs
+                ):
 """,
         new="""
-                        ):
+                ):
 """,
         tests=("test_what_finds_no_stack_waits_only_for_the_next_callback",),
     ),
@@ -834,26 +830,16 @@ MUTANTS: Final = (
         name="only_callback_leaves_what_was_put_off",
         rule="C15",
         why="callbacks that would have nested too deep never run",
-        old="""
-                            or account.deferred
-                            or account.interrupt
-""",
-        new="""
-                            or account.interrupt
-""",
+        old="                    or thread.deferred\n",
+        new="",
         tests=("test_callbacks_nest_up_to_a_limit_and_are_put_off_beyond_it",),
     ),
     _here(
         name="only_callback_swallows_an_interrupt",
         rule="C13: Ctrl-C",
         why="Ctrl-C in the only callback of a future ends nothing, or something else later",
-        old="""
-                            or account.deferred
-                            or account.interrupt
-""",
-        new="""
-                            or account.deferred
-""",
+        old="                    or thread.interrupt is not None\n",
+        new="",
         tests=("test_c13_a_base_exception_in_a_callback_completes_the_child_then_goes_on_its_way",),
     ),
     _here(
@@ -884,8 +870,36 @@ MUTANTS: Final = (
         name="callback_that_waits_for_its_own_child_hangs",
         rule="C15",
         why="nobody sees that the callback that completes a future is waiting for it",
-        old="                            begun = account.target = target\n",
-        new="                            begun = target\n",
+        old="""
+                    begun = thread.target = target
+                    try:
+                        result = callback(parent)
+                        try:
+                            plain = type(result) in _plain_types
+                        except TypeError:  # a class that cannot be hashed
+                            plain = False
+                        if plain:  # as in `set_result`
+                            del target._declared
+                            target._result = result
+                            target._state = VALUE
+                            settled = target
+                        else:
+""",
+        new="""
+                    begun = target
+                    try:
+                        result = callback(parent)
+                        try:
+                            plain = type(result) in _plain_types
+                        except TypeError:  # a class that cannot be hashed
+                            plain = False
+                        if plain:  # as in `set_result`
+                            del target._declared
+                            target._result = result
+                            target._state = VALUE
+                            settled = target
+                        else:
+""",
         tests=("test_a_deadlock_that_was_refused_leaves_no_cycle_behind",),
     ),
     _here(
@@ -901,16 +915,89 @@ MUTANTS: Final = (
         rule="C13: doubled",
         why="a callback that is registered beside it, while it is taken, is lost",
         old="""
-                            parent._entries = left = (
-                                None if parent._entries is entries else parent._entries
-                            )
-                            if left is not None:
-                                break
+                    parent._entries = left = None if parent._entries is entries else parent._entries
+                    if not mine or left is not None:
+                        break
 """,
         new="""
-                            parent._entries = left = None
+                    parent._entries = left = None
 """,
         tests=("a_callback_registered_beside_others_during_completion_is_called_once",),
+    ),
+    _here(
+        name="only_entry_is_taken_twice",
+        rule="C13: doubled",
+        why="two threads that both completed a child both run its only callback",
+        old="if not mine or left is not None:\n                        break\n",
+        new="if left is not None:\n                        break\n",
+        also=(
+            (
+                "if not mine or left is not None:\n                        entries =",
+                "if left is not None:\n                        entries =",
+            ),
+        ),
+        tests=("a_child_that_another_completes_as_its_callback_exits_tells_once",),
+    ),
+    _here(
+        name="interrupt_in_the_only_errand_is_swallowed",
+        rule="C13: Ctrl-C",
+        why="Ctrl-C that strikes as a future is counted ends nothing",
+        old="                        elif not _orphans.pairs and interrupt is None:\n",
+        new="                        elif not _orphans.pairs:\n",
+        tests=("test_an_interrupt_in_an_errand_is_raised_in_the_end",),
+    ),
+    _here(
+        name="interrupt_before_the_only_callback_is_swallowed",
+        rule="C13: Ctrl-C",
+        why="Ctrl-C that strikes between an errand and the callback after it ends nothing",
+        old="                    or interrupt is not None\n",
+        new="",
+        tests=("test_an_interrupt_in_an_errand_is_raised_in_the_end",),
+    ),
+    _here(
+        name="callbacks_get_the_future_whose_own_were_taken_back",
+        rule="C13",
+        why="callbacks are called with another future than that on which they were registered",
+        old="""
+                    # What is left of the present future is in `work`. A chain leaves nothing.
+                    parent, entries, rest = settled, settled._entries, _NO_ENTRIES
+""",
+        new="""
+                    parent, entries = settled, settled._entries
+""",
+        tests=("callbacks_get_their_own_future_while_another_ones_are_taken_back",),
+    ),
+    _here(
+        name="interrupt_loses_what_a_wait_needs",
+        rule="C15: Ctrl-C",
+        why="a callback that was put off never runs if Ctrl-C strikes as a wait comes to run it",
+        old="                entries += alone  # nothing",
+        new="                pass  # nothing",
+        tests=("test_an_interrupt_before_a_callback_that_a_wait_needs_leaves_it_to_come",),
+    ),
+    _here(
+        name="callback_is_taken_for_the_one_before",
+        rule="C15",
+        why="a wait for what an earlier callback left to others is refused as a deadlock",
+        old="                    thread.target = None\n                    try:\n",
+        new="                    try:\n",
+        tests=("test_a_callback_may_wait_for_what_an_earlier_one_has_left_to_others",),
+    ),
+    _here(
+        name="collection_is_forgotten_if_there_is_no_stack_left",
+        rule="trap: no stack left",
+        why="a collected future for whose counting there was no room never completes",
+        old="            failed = begun.collected if begun.__class__ is Collector else begun\n",
+        new="            failed = begun\n",
+        tests=("test_with_no_stack_left_nobody_who_listens_is_forgotten",),
+    ),
+    _here(
+        name="waiter_is_forgotten_if_there_is_no_stack_left",
+        rule="trap: no stack left",
+        why="a thread for whose waking there was no room sleeps for ever",
+        old="                _orphans.pairs += [(self, None if entry is None else [entry])]\n",
+        new="                _orphans.pairs += [(self, None)]\n",
+        tests=("test_with_no_stack_left_nobody_who_listens_is_forgotten",),
     ),
     _here(
         name="first_callback_of_a_thread_is_lost",
@@ -931,8 +1018,8 @@ MUTANTS: Final = (
         name="coroutine_is_lost_if_there_is_no_stack_left",
         rule="trap: no stack left",
         why="a coroutine whose wake-up found no room is never woken",
-        old="                    _orphans.pairs += [(parent, [(_wake_loop, begun, None)])]\n",
-        new="                    pass\n",
+        old="                _orphans.pairs += [(parent, [(how, begun, callback)])]\n",
+        new="                pass\n",
         tests=("test_a_coroutine_is_woken_later_if_there_is_no_stack_left_to_wake_it",),
     ),
     _here(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from _thread import allocate_lock
 from collections.abc import Callable, Hashable
 from typing import Final
 
+import gpufut.future
 from gpufut import (
     Future,
     InvalidStateError,
@@ -19,7 +21,7 @@ from tests.threads.programs.registry import Log, explored, logs, outcome
 
 # -- completing and waiting ------------------------------------------------------------------------
 
-VALUES: Final = {"short cut": 1, "searched": [1]}
+VALUES: Final = {"short cut": 1, "glance": [1], "searched": [[1]]}
 
 
 @explored(3, 7, variants=VALUES)
@@ -268,6 +270,55 @@ def a_callback_registered_beside_others_during_completion_is_called_once(there: 
     )
 
 
+@explored(3, 4, variants={"a callback": "callback", "a waiter": "waiter"})
+def a_child_that_another_completes_as_its_callback_exits_tells_once(listener: str) -> Program:
+    """Both threads come to run its entries."""
+    parent: Future[int] = Future()
+    child = parent.then(leaves)
+    log = Log()
+    gate = allocate_lock()
+    gate.acquire()
+    if listener == "callback":
+        child.add_done_callback(logs(log, "called"))
+    else:
+        child._notify((gpufut.future._wake, gate, gate))  # as a waiting thread leaves it
+
+    def complete() -> None:
+        try:
+            parent.set_result(1)
+        except SystemExit:
+            pass
+
+    def check() -> None:
+        assert child.done()
+        assert log.texts == ["called"] * (listener == "callback")
+        assert gate.locked() is (listener == "callback")
+
+    return Program([complete, lambda: child.try_set_result(5)], check)
+
+
+def leaves(_: object) -> int:
+    raise SystemExit
+
+
+@explored(2, 3, variants={"1 taken back": 1, "2 taken back": 2})
+def callbacks_get_their_own_future_while_another_ones_are_taken_back(taken_back: int) -> Program:
+    parent: Future[str] = Future()
+    child = parent.then(lambda _: "child")
+    seen: list[Future[str]] = []
+    parent.add_done_callback(seen.append)
+    not_this = [].append
+    for _ in range(taken_back):
+        child.add_done_callback(not_this)
+
+    def check() -> None:
+        assert seen == [parent]
+
+    return Program(
+        [lambda: parent.set_result("parent"), lambda: child.remove_done_callback(not_this)], check
+    )
+
+
 @explored(2, 4, variants={"1 before": 1, "2 before": 2})
 def callbacks_that_one_thread_runs_come_in_order_of_registration(before: int) -> Program:
     """Whoever registers on a completed future runs the callback itself, maybe while earlier ones
@@ -453,7 +504,7 @@ def a_callback_is_registered_taken_back_and_completed_by_three_threads() -> Prog
     )
 
 
-@explored(2, 5, variants={"short cut": 3, "searched": [3]})
+@explored(2, 5, variants={"short cut": 3, "searched": [[3]]})
 def a_flattened_child_gets_the_inner_outcome_whichever_future_completes_first(
     inner_value: object,
 ) -> Program:
