@@ -413,11 +413,11 @@ class Future(Generic[T]):
             try:
                 entry: Any = self._entries
                 if entry and entry[0] is _wake:  # a blocked thread, and nobody else
-                    self._entries = left = None if self._entries is entry else self._entries
-                    if left is None:
+                    self._entries, mine = _TAKEN if self._entries is entry else (self._entries, False)  # fmt: skip  # noqa: E501  # because a line is a step
+                    if mine:
                         entry[1].release()
                         return
-                entry = left = None  # see the end of `_run`
+                entry = None  # see the end of `_run`
                 _run(self, self._entries)
             except RecursionError:
                 _orphans.pairs += [(self, None if entry is None else [entry])]
@@ -942,6 +942,7 @@ class _Local(threading.local):
 
 _local = _Local()
 _NO_ENTRIES: Final[list[Entry]] = []
+_TAKEN: Final = (None, True)
 _FLOOR: Final[tuple[Any, list[Entry]]] = (None, _NO_ENTRIES)  # below it, work of an outer `_run`
 
 
@@ -977,114 +978,126 @@ def _run(  # noqa: C901, PLR0912, PLR0915  # because each call saved here is a t
     # The thread's account, opened when there is a user's callback to run. Waking a thread or
     # counting down runs no code that could nest, and need not pay for it.
     thread = _NOBODY
-    work = _NOBODY.work
     depth = 0
-    # `entry`: one that was taken and has not begun. `begun`: the target of one that has. `struck`:
-    # that of one that a signal has ended; `interrupt`: the first signal, on its way out.
-    entry = begun = struck = interrupt = None  # type: Any
-    settled: Future[Any] | None
+    # `begun`: the target of an entry that has begun. `trouble`: what struck in the meantime.
+    begun = trouble = None  # type: Any
+    if type(entries) is tuple and parent._handoff is None and not _watched:
+        # A single entry and no device work, as most futures have it, and chains: the loop below,
+        # without what this case can do without. What is taken begins without a call in between: see
+        # "Interrupts".
+        how, target, callback = entries
+        if how is _then or how is _done:
+            account = _local.thread
+            depth = account.depth
+            if depth >= MAX_NESTING:
+                depth = 0
+            else:
+                thread = account
+                thread.depth = depth + 1
+                if depth:
+                    thread.outer += [thread.target]
+                    thread.work += [_FLOOR]
+                try:
+                    settled = None  # something must stand here: see "Interrupts"
+                    while True:
+                        parent._entries, mine = _TAKEN if parent._entries is entries else (parent._entries, False)  # fmt: skip  # noqa: E501  # because a line is a step
+                        if not mine:
+                            entries = parent._entries
+                            break
+                        begun = thread.target = target
+                        try:
+                            result = callback(parent)
+                            if how is _done:
+                                entries = None
+                                break
+                            try:
+                                plain = type(result) in _plain_types
+                            except TypeError:  # a class that cannot be hashed
+                                plain = False
+                            if plain:  # as in `set_result`
+                                del target._declared
+                                target._result = result
+                                target._state = VALUE
+                                settled = target
+                            else:
+                                settled = target if target._settle_value(result) else None
+                        except BaseException as error:
+                            if how is _done:
+                                settled = None
+                                _report(parent, error)
+                            else:
+                                settled = _fail(parent, target, error)
+                        if settled is None:
+                            entries = None
+                            break
+                        parent, entries = settled, settled._entries
+                        if type(entries) is not tuple or parent._handoff is not None:
+                            break
+                        how, target, callback = entries
+                        if how is not _then and how is not _done:
+                            break
+                    if not (
+                        entries
+                        or depth
+                        or thread.deferred
+                        or thread.interrupt is not None
+                        or _orphans.pairs
+                    ):
+                        thread.depth = 0
+                        thread.target = None
+                        del parent, entries, target, callback  # see the end
+                        result = begun = settled = None
+                        return
+                    begun = None
+                except BaseException as error:
+                    trouble = error
+        elif callback is None:
+            parent._entries, mine = _TAKEN if parent._entries is entries else (parent._entries, False)  # fmt: skip  # noqa: E501  # because a line is a step
+            if mine:
+                begun, entries = target, None
+                try:
+                    if how is not _count:
+                        settled = how(parent, target, None)
+                    elif (parent._state < FAILED) is target.decided_by_success:
+                        settled = _conclude(parent, target)
+                    else:
+                        settled = None if next(target.left) else _conclude(parent, target)
+                    if settled is not None:
+                        parent, entries = settled, settled._entries
+                    elif not _orphans.pairs:
+                        return
+                    begun = None
+                except BaseException as error:
+                    trouble = error
+    work = thread.work
+    # `entry`: one that was taken and has not begun. `struck`: the target of one that a signal has
+    # ended; `interrupt`: the first signal, on its way out.
+    entry = struck = interrupt = None  # type: Any
     # What is left of the entries of `parent`, first one last, so that each is taken in no time.
     rest = _NO_ENTRIES
     while True:
         try:
             settled = None  # something must stand here: see "Interrupts"
+            if trouble is not None:  # it goes the way of all that strikes below
+                strikes, trouble = trouble, None
+                try:
+                    raise strikes
+                finally:
+                    del strikes
             if struck is not None:  # until this is done, however often a signal strikes
                 settled = _interrupted(struck, interrupt)
                 struck = None
                 if settled is not None and settled._entries:
                     parent, entries, rest = settled, settled._entries, _NO_ENTRIES
-            if type(entries) is tuple and thread is _NOBODY and not _watched:
-                # A single entry and no device work, as most futures have it, and chains: the loop
-                # below, without what this case can do without. What is taken begins without a call
-                # in between: see "Interrupts".
-                how, target, callback = entries
-                if callback is None:
-                    mine = parent._entries is entries
-                    parent._entries = left = None if parent._entries is entries else parent._entries
-                    if mine and left is None:
-                        begun, entries = target, None
-                        if how is not _count:
-                            settled = how(parent, target, None)
-                        elif (parent._state < FAILED) is target.decided_by_success or not next(
-                            target.left
-                        ):
-                            settled = _conclude(parent, target)
-                        begun = None
-                        if settled is not None:
-                            parent, entries = settled, settled._entries
-                        elif not _orphans.pairs and interrupt is None:
-                            return
-                elif (how is _then or how is _done) and parent._handoff is None:
-                    account = _local.thread
-                    if account.depth < MAX_NESTING:
-                        thread = account
-                        work = account.work
-                        depth = account.depth
-                        account.depth = depth + 1
-                        if depth:
-                            account.outer += [account.target]
-                            work += [_FLOOR]
-                while thread is not _NOBODY:
-                    mine = parent._entries is entries
-                    parent._entries = left = None if parent._entries is entries else parent._entries
-                    if not mine or left is not None:
-                        break
-                    entries = None
-                    if how is _done:
-                        try:
-                            callback(parent)
-                        except BaseException as error:
-                            _report(parent, error)
-                        break
-                    begun = thread.target = target
-                    try:
-                        result = callback(parent)
-                        try:
-                            plain = type(result) in _plain_types
-                        except TypeError:  # a class that cannot be hashed
-                            plain = False
-                        if plain:  # as in `set_result`
-                            del target._declared
-                            target._result = result
-                            target._state = VALUE
-                            settled = target
-                        else:
-                            settled = target if target._settle_value(result) else None
-                    except BaseException as error:
-                        settled = _fail(parent, target, error)
-                    begun = None
-                    if settled is None:
-                        break
-                    parent, entries = settled, settled._entries
-                    if type(entries) is not tuple or parent._handoff is not None:
-                        break
-                    how, target, callback = entries
-                    if how is not _then and how is not _done:
-                        break
-                if thread is not _NOBODY and not (
-                    entries
-                    or depth
-                    or thread.deferred
-                    or thread.interrupt is not None
-                    or interrupt is not None
-                    or _orphans.pairs
-                ):
-                    thread.depth = 0
-                    thread.target = None
-                    del parent, entries  # see the end
-                    target = callback = settled = result = None
-                    return
-            settled = None  # and here: a `return` is outside of what the handlers below cover
             while True:
                 if entry is not None:
                     pass  # taken already
                 elif type(entries) is tuple:
                     # Take it. No call from here to where it begins: see "Interrupts".
-                    mine = parent._entries is entries
-                    parent._entries = left = None if parent._entries is entries else parent._entries
+                    parent._entries, mine = _TAKEN if parent._entries is entries else (parent._entries, False)  # fmt: skip  # noqa: E501  # because a line is a step
                     rest = _NO_ENTRIES
-                    if not mine or left is not None:
-                        entries = left
+                    if not mine:
+                        entries = parent._entries
                         continue
                     entry = entries
                     entries = None

@@ -421,7 +421,10 @@ while struck < 400 and time.monotonic() < end:
     parents = [Future() for _ in range(100)]
     children = [[parent.then(lambda f: 1) for _ in range(rng.choice((1, 5)))] for parent in parents]
     for own in children:
-        own += [own[0].then(lambda f: 2), own[-1].synchronized()]
+        if len(own) == 1:
+            for _ in range(20):
+                own += [own[-1].then(lambda f: 2)]
+        own += [own[-1].synchronized()]
     try:
         armed = True
         signal.setitimer(signal.ITIMER_REAL, rng.uniform(20e-6, 200e-6))

@@ -19,7 +19,7 @@ MUTANTS: Final = (
         why="the first error is known only when the last future has completed",
         old="    if (parent._state < FAILED) is not collector.decided_by_success:\n",
         new="    if True:\n",
-        also=(("(parent._state < FAILED) is target.decided_by_success or ", ""),),
+        also=(("elif (parent._state < FAILED) is target.decided_by_success:", "elif False:"),),
         tests=("test_c19_collect_all_fails_with_the_first_error_while_others_are_pending",),
     ),
     _collector(
@@ -30,8 +30,8 @@ MUTANTS: Final = (
         new="    if (parent._state < CANCELLED) is not collector.decided_by_success:\n",
         also=(
             (
-                "elif (parent._state < FAILED) is target.decided_by_success",
-                "elif (parent._state < CANCELLED) is target.decided_by_success",
+                "elif (parent._state < FAILED) is target.decided_by_success:",
+                "elif (parent._state < CANCELLED) is target.decided_by_success:",
             ),
         ),
         tests=("test_c20_failures_and_cancellations_do_not_count_while_one_may_succeed",),

@@ -199,24 +199,18 @@ MUTANTS: Final = (
         rule="C13: Ctrl-C while the log is written",
         why="the thread counts as nested for good, and some day its callbacks never run",
         old="""
-                    if how is _done:
-                        try:
-                            callback(parent)
-                        except BaseException as error:
-                            _report(parent, error)
-                        break
+                            if how is _done:
+                                settled = None
+                                _report(parent, error)
 """,
         new="""
-                    if how is _done:
-                        try:
-                            callback(parent)
-                        except BaseException as error:
-                            try:
-                                _report(parent, error)
-                            except BaseException:
-                                thread = _NOBODY
-                                raise
-                        break
+                            if how is _done:
+                                settled = None
+                                try:
+                                    _report(parent, error)
+                                except BaseException:
+                                    thread = _NOBODY
+                                    raise
 """,
         tests=("test_what_strikes_while_a_callbacks_error_is_logged_leaves_the_thread_as_it_was",),
     ),
@@ -257,12 +251,8 @@ MUTANTS: Final = (
         name="interrupted_errand_is_forgotten",
         rule="C19: a signal",
         why="a signal strikes as a future is counted, and the collected one never completes",
-        old="""
-                        begun, entries = target, None
-                        if how is not _count:""",
-        new="""
-                        entries = None
-                        if how is not _count:""",
+        old="                begun, entries = target, None\n",
+        new="                entries = None\n",
         tests=(
             "an_interrupt_while_a_future_is_counted_loses_neither_a_collection_nor_its_callbacks",
         ),
@@ -288,13 +278,13 @@ MUTANTS: Final = (
         rule="C13",
         why="the collected future is complete, and its callbacks do not run",
         old="""
-                        begun = None
-                        if settled is not None:
-                            parent, entries = settled, settled._entries
-                        elif""",
+                    if settled is not None:
+                        parent, entries = settled, settled._entries
+                    elif not _orphans.pairs:
+""",
         new="""
-                        begun = None
-                        if""",
+                    if not _orphans.pairs:
+""",
         tests=("test_c19_collections_nest",),
     ),
     _here(
@@ -809,8 +799,8 @@ MUTANTS: Final = (
         name="errand_leaves_orphans_to_others",
         rule="trap: no stack left",
         why="callbacks for which there was no room wait for a callback that may never come",
-        old="                        elif not _orphans.pairs and interrupt is None:\n",
-        new="                        elif interrupt is None:\n",
+        old="                    elif not _orphans.pairs:\n",
+        new="                    else:\n",
         tests=("test_what_an_errand_finds_no_stack_for_waits_only_for_the_next_completion",),
     ),
     _here(
@@ -818,11 +808,11 @@ MUTANTS: Final = (
         rule="trap: no stack left",
         why="callbacks for which there was no room wait for a future with several, or errands",
         old="""
-                    or _orphans.pairs
-                ):
+                        or _orphans.pairs
+                    ):
 """,
         new="""
-                ):
+                    ):
 """,
         tests=("test_what_finds_no_stack_waits_only_for_the_next_callback",),
     ),
@@ -830,7 +820,7 @@ MUTANTS: Final = (
         name="only_callback_leaves_what_was_put_off",
         rule="C15",
         why="callbacks that would have nested too deep never run",
-        old="                    or thread.deferred\n",
+        old="                        or thread.deferred\n",
         new="",
         tests=("test_callbacks_nest_up_to_a_limit_and_are_put_off_beyond_it",),
     ),
@@ -838,7 +828,7 @@ MUTANTS: Final = (
         name="only_callback_swallows_an_interrupt",
         rule="C13: Ctrl-C",
         why="Ctrl-C in the only callback of a future ends nothing, or something else later",
-        old="                    or thread.interrupt is not None\n",
+        old="                        or thread.interrupt is not None\n",
         new="",
         tests=("test_c13_a_base_exception_in_a_callback_completes_the_child_then_goes_on_its_way",),
     ),
@@ -846,16 +836,22 @@ MUTANTS: Final = (
         name="only_callback_nests_without_limit",
         rule="C15",
         why="futures that complete each other from their only callbacks run out of stack",
-        old="                    if account.depth < MAX_NESTING:\n",
-        new="                    if True:\n",
+        old="""
+            if depth >= MAX_NESTING:
+                depth = 0
+            else:
+""",
+        new="""
+            if True:
+""",
         tests=("test_callbacks_nest_up_to_a_limit_and_are_put_off_beyond_it",),
     ),
     _here(
         name="only_callback_gets_no_streams",
         rule="C14",
         why="a callback that is the only one works on streams that do not wait for the value",
-        old="                elif (how is _then or how is _done) and parent._handoff is None:\n",
-        new="                elif how is _then or how is _done:\n",
+        old="    if type(entries) is tuple and parent._handoff is None and not _watched:\n",
+        new="    if type(entries) is tuple and not _watched:\n",
         tests=("test_c14_the_pool_stream_already_waits_for_the_values_events",),
     ),
     _here(
@@ -870,88 +866,58 @@ MUTANTS: Final = (
         name="callback_that_waits_for_its_own_child_hangs",
         rule="C15",
         why="nobody sees that the callback that completes a future is waiting for it",
-        old="""
-                    begun = thread.target = target
-                    try:
-                        result = callback(parent)
-                        try:
-                            plain = type(result) in _plain_types
-                        except TypeError:  # a class that cannot be hashed
-                            plain = False
-                        if plain:  # as in `set_result`
-                            del target._declared
-                            target._result = result
-                            target._state = VALUE
-                            settled = target
-                        else:
-""",
-        new="""
-                    begun = target
-                    try:
-                        result = callback(parent)
-                        try:
-                            plain = type(result) in _plain_types
-                        except TypeError:  # a class that cannot be hashed
-                            plain = False
-                        if plain:  # as in `set_result`
-                            del target._declared
-                            target._result = result
-                            target._state = VALUE
-                            settled = target
-                        else:
-""",
+        old="begun = thread.target = target\n                        try:\n",
+        new="begun = target\n                        try:\n",
         tests=("test_a_deadlock_that_was_refused_leaves_no_cycle_behind",),
-    ),
-    _here(
-        name="signal_at_a_back_edge_ends_the_run",
-        rule="C13: trap of CPython 3.11",
-        why="a signal between two callbacks is caught by nobody, and the rest never runs",
-        old="            settled = None  # and here: a `return`",
-        new="            # and here: a `return`",
-        tests=("test_real_signals_that_strike_anywhere_lose_nothing",),
     ),
     _here(
         name="only_entry_is_taken_from_whoever_has_it",
         rule="C13: doubled",
         why="a callback that is registered beside it, while it is taken, is lost",
         old="""
-                    parent._entries = left = None if parent._entries is entries else parent._entries
-                    if not mine or left is not None:
-                        break
-""",
+                    while True:
+                        parent._entries, mine = _TAKEN if""",
         new="""
-                    parent._entries = left = None
-""",
+                    while True:
+                        parent._entries, mine = _TAKEN if True or""",
         tests=("a_callback_registered_beside_others_during_completion_is_called_once",),
     ),
     _here(
         name="only_entry_is_taken_twice",
         rule="C13: doubled",
         why="two threads that both completed a child both run its only callback",
-        old="if not mine or left is not None:\n                        break\n",
-        new="if left is not None:\n                        break\n",
+        old="""
+                        if not mine:
+                            entries = parent._entries
+                            break
+""",
+        new="",
         also=(
             (
-                "if not mine or left is not None:\n                        entries =",
-                "if left is not None:\n                        entries =",
+                "if not mine:\n                        entries = parent._entries\n",
+                "if False:\n                        pass\n",
+            ),
+            (
+                "                    if mine:\n                        entry[1]",
+                "                    if True:\n                        entry[1]",
             ),
         ),
         tests=("a_child_that_another_completes_as_its_callback_exits_tells_once",),
     ),
     _here(
-        name="interrupt_in_the_only_errand_is_swallowed",
-        rule="C13: Ctrl-C",
-        why="Ctrl-C that strikes as a future is counted ends nothing",
-        old="                        elif not _orphans.pairs and interrupt is None:\n",
-        new="                        elif not _orphans.pairs:\n",
-        tests=("test_an_interrupt_in_an_errand_is_raised_in_the_end",),
-    ),
-    _here(
         name="interrupt_before_the_only_callback_is_swallowed",
         rule="C13: Ctrl-C",
         why="Ctrl-C that strikes between an errand and the callback after it ends nothing",
-        old="                    or interrupt is not None\n",
-        new="",
+        old="""
+                except BaseException as error:
+                    trouble = error
+    work = thread.work
+""",
+        new="""
+                except BaseException:
+                    pass
+    work = thread.work
+""",
         tests=("test_an_interrupt_in_an_errand_is_raised_in_the_end",),
     ),
     _here(
@@ -1004,13 +970,13 @@ MUTANTS: Final = (
         rule="trap: no stack left",
         why="the thread's account cannot be made, and the entry has been taken already",
         old="""
-                    account = _local.thread
-                    if account.depth < MAX_NESTING:
+            account = _local.thread
+            depth = account.depth
 """,
         new="""
-                    parent._entries = None
-                    account = _local.thread
-                    if account.depth < MAX_NESTING:
+            parent._entries = None
+            account = _local.thread
+            depth = account.depth
 """,
         tests=("test_the_first_callback_of_a_thread_is_not_lost_if_there_is_no_stack_left",),
     ),
