@@ -110,8 +110,9 @@ _USERS: Final = (futures._then, futures._then_async, futures._done, futures._don
 
 def _run_others(change: Callable[[list[Any]], object]) -> Callable[[Any], Any]:
     def make(original: Any) -> Any:
-        def run(parent: Any, entries: list[Any]) -> None:
-            if len(entries) > 1 and all(entry[0] in _USERS for entry in entries):
+        def run(parent: Any, entries: Any) -> None:
+            several = isinstance(entries, list) and len(entries) > 1  # the only one is no list
+            if several and all(entry[0] in _USERS for entry in entries):
                 change(entries)
             original(parent, entries)
 
@@ -127,16 +128,16 @@ def _pinned_unseen(original: Any) -> Any:
 
 
 def _last_handoff(original: Any) -> Any:
-    def count(future: Any, collector: Any, _: None) -> Any:
-        others = collector._futures
-        if collector._decided_by_success and future._state == futures.FENCED and others:
+    def conclude(future: Any, collector: Any) -> Any:
+        others = collector.futures
+        if collector.decided_by_success and future._state == futures.FENCED and others:
             collected = collector.collected
             handoff = others[-1]._handoff or future._handoff
             settled = collected._settle(futures.FENCED, future._result, handoff)
             return collected if settled else None
-        return original(future, collector, None)
+        return original(future, collector)
 
-    return count
+    return conclude
 
 
 def _streams_ignored(original: Any) -> Any:
@@ -221,7 +222,7 @@ PLANTS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
         ("a callback runs twice", futures, "_run",
          _run_others(lambda entries: entries.append(entries[-1]))),
         ("pinned memory is handed out early", handoffs.Handoff, "__init__", _pinned_unseen),
-        ("collect_any() takes another one's events", futures, "_count", _last_handoff),
+        ("collect_any() takes another one's events", futures, "_conclude", _last_handoff),
         ("synchronized() completes at once", futures, "_synchronized", _complete_at_once),
         ("query() asks one event of several", handoffs.Handoff, "query", _ask_the_first),
         ("then_async() forgets the device work", futures, "_adopt", _forget_handoff),
