@@ -936,8 +936,7 @@ class _Thread:
 
 
 class _Local(threading.local):
-    def __init__(self) -> None:
-        self.thread = _Thread()
+    thread = host.PerThread(_Thread)
 
 
 _local = _Local()

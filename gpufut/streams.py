@@ -654,14 +654,17 @@ runtimes.on_reset(_forget)
 _epoch = 0
 
 
+def _nothing_noted() -> tuple[int, dict[Device, StreamHandle | None]]:
+    return _epoch, {}
+
+
 class _Own(threading.local):
     """gpufut's own current streams, for those who have none; None: there is none.
 
     With the epoch in which they were noted.
     """
 
-    def __init__(self) -> None:
-        self.noted: tuple[int, dict[Device, StreamHandle | None]] = _epoch, {}
+    noted = host.PerThread(_nothing_noted)
 
 
 _own = _Own()

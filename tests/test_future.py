@@ -1661,6 +1661,29 @@ def test_the_first_callback_of_a_thread_is_not_lost_if_there_is_no_stack_left(mo
     assert sorted(log) == ["next", "ran"]
 
 
+def test_a_finalizer_that_strikes_while_a_threads_account_is_made_has_it_too(monkeypatch):
+    make, log = gpufut.future._Thread.__init__, []
+
+    def made(account: Any) -> None:
+        monkeypatch.setattr(gpufut.future._Thread, "__init__", make)
+        future: Future[int] = Future()  # as a finalizer does
+        future.add_done_callback(notes(log, "finalizer"))
+        future.set_result(1)
+        make(account)
+
+    def complete() -> None:
+        future: Future[int] = Future()
+        future.add_done_callback(notes(log, "ran"))
+        monkeypatch.setattr(gpufut.future._Thread, "__init__", made)
+        future.set_result(1)
+        assert gpufut.future._local.thread is gpufut.future._local.thread
+        log.append(gpufut.future._local.thread.depth)
+
+    in_thread(complete).join(PATIENCE)
+
+    assert log == ["finalizer", "ran", 0]
+
+
 @pytest.mark.parametrize("of", [1, 2], ids=["the last", "the first"])
 def test_what_an_errand_finds_no_stack_for_waits_only_for_the_next_completion(of):
     """Not for a callback: the next one may never come."""

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 import numpy as np
 from numba import cuda
 
-from gpufut import driver, runtimes
+from gpufut import driver, host, runtimes
 from gpufut.device import Device, cuda_device
 from gpufut.frameworks import ArrayType, Framework, Owner, Place
 from gpufut.runtimes import StreamHandle
@@ -38,8 +38,7 @@ class _Current(threading.local):
     used again.
     """
 
-    def __init__(self) -> None:
-        self.streams: dict[int, StreamHandle] = {}
+    streams = host.PerThread[dict[int, StreamHandle]](dict)
 
 
 _current = _Current()

@@ -966,6 +966,14 @@ MUTANTS: Final = (
         tests=("test_with_no_stack_left_nobody_who_listens_is_forgotten",),
     ),
     _here(
+        name="finalizer_finds_a_thread_without_an_account",
+        rule="trap: a finalizer",
+        why="what a finalizer completes, while its thread makes its account, is lost",
+        old="    thread = host.PerThread(_Thread)\n",
+        new="    def __init__(self) -> None:\n        self.thread = _Thread()\n",
+        tests=("test_a_finalizer_that_strikes_while_a_threads_account_is_made_has_it_too",),
+    ),
+    _here(
         name="first_callback_of_a_thread_is_lost",
         rule="trap: no stack left",
         why="the thread's account cannot be made, and the entry has been taken already",
