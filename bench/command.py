@@ -51,6 +51,7 @@ def run_bench(options: Options) -> int:
               named is not there.
     """
     try:
+        _check(options)
         if options.compare:
             before, after = map(read, options.compare)
             _print_comparison(before, after)
@@ -66,6 +67,17 @@ def run_bench(options: Options) -> int:
     except Missing as error:
         print(f"gpufut bench: {error}{_HINT if options.place == 'cuda' else ''}", file=sys.stderr)
     return _BAD_INPUT
+
+
+def _check(options: Options) -> None:
+    """Look at where the results shall go before they are there.
+
+    Raises:   Missing: a folder in the place of a file, or a file in that of a folder.
+    """
+    if options.json is not None and options.json.is_dir():
+        raise Missing(f"--json takes a file to write, and {options.json} is a folder")
+    if options.plots is not None and options.plots.exists() and not options.plots.is_dir():
+        raise Missing(f"--plots takes a folder to draw into, and {options.plots} is a file")
 
 
 def planned(suites: Sequence[str], place: str | None) -> list[tuple[str | None, list[str]]]:

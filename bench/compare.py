@@ -9,7 +9,7 @@ row without one the median.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from bench._measure import Spread
@@ -70,6 +70,10 @@ class Comparison:
 def compare_runs(before: Run, after: Run) -> Comparison:
     """Row by row, for every suite that both have."""
     notes = [_difference(key, before.environment, after.environment) for key in _SAME]
+    if before.effort != after.effort:
+        notes.append(
+            "not the same effort: one of them is --quick or has other --rounds, and less certain"
+        )
     earlier = {part.title: part for part in before.parts}
     later = {part.title: part for part in after.parts}
     tables = []
@@ -91,12 +95,11 @@ def _table(before: Part, after: Part) -> Table:
         if row.operation not in earlier:
             continue
         old = earlier[row.operation]
-        moved = change(old, row)
-        if moved is not None:
+        for who, moved in _changes(old, row):
             lines.append(
                 [
-                    row.operation,
-                    *(_median(each, row.who) for each in (old, row)),
+                    row.operation if who == row.who else f"{row.operation}: {who}",
+                    *(_median(each, who) for each in (old, row)),
                     *(ratio_of(each.ratio) if moved.is_ratio else "" for each in (old, row)),
                     moved.percent,
                     moved.verdict,
@@ -104,6 +107,18 @@ def _table(before: Part, after: Part) -> Table:
             )
     header = ("operation", "before", "after", "ratio before", "after", "change", "")
     return Table(after.title, header, lines)
+
+
+def _changes(before: Row, after: Row) -> Iterator[tuple[str, Change]]:
+    """What moved of a row, by who: of one that several measurements share, each of these."""
+    moved = change(before, after)
+    if moved is not None:
+        yield after.who, moved
+    elif after.who not in after.measured:
+        for who in after.measured:
+            each = change(replace(before, who=who), replace(after, who=who))
+            if each is not None:
+                yield who, each
 
 
 def _median(row: Row, who: str) -> str:

@@ -289,3 +289,18 @@ def test_a_file_that_holds_no_run_is_refused(tmp_path, capsys):
 
     assert main(["bench", "--show", str(tmp_path / "odd.json")]) == 2
     assert "odd.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--plots"])
+def test_where_the_results_shall_go_is_looked_at_before_they_are_there(
+    option, suites, tmp_path, capsys
+):
+    suite = Suite("host", row())
+    suites(suite)
+    file = tmp_path / "file"
+    file.touch()
+
+    assert main(["bench", option, str(tmp_path if option == "--json" else file)]) == 2
+
+    assert option in capsys.readouterr().err
+    assert not suite.calls

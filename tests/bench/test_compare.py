@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench.compare import change, compare_runs
-from bench.rows import compare
+from bench.rows import FULL, QUICK, compare
 from tests.bench.results import chain, row, run
 
 
@@ -68,6 +70,23 @@ def test_ratios_to_different_others_are_not_compared():
 def test_rows_with_nothing_in_common_are_left_out():
     assert change(of("x", 1.0), compare("x", "us", {"gpufut": [1.0]})) is None
     assert change(of("x", 1.0), compare("x", "ns", {"torch": [1.0]})) is None
+
+
+def test_of_a_row_that_measurements_share_each_is_compared():
+    earlier = compare("by arrays: 10", "ns", {"record": [100.0], "wait": [50.0]})
+    later = compare("by arrays: 10", "ns", {"record": [200.0], "wait": [50.0]})
+
+    (table,) = compare_runs(run(earlier), run(later)).tables
+
+    lines = {line[0]: line[-1] for line in table.lines}
+    assert lines == {"by arrays: 10: record": "worse", "by arrays: 10: wait": ""}
+
+
+def test_runs_of_different_effort_are_told_apart():
+    hasty, thorough = (replace(run(row()), effort=effort) for effort in (QUICK, FULL))
+
+    assert any("effort" in note for note in compare_runs(hasty, thorough).notes)
+    assert not any("effort" in note for note in compare_runs(hasty, hasty).notes)
 
 
 def test_two_runs_are_compared_row_by_row_and_the_sum_is_told():
