@@ -434,15 +434,15 @@ class _Bindings:
     def streamWaitEvent(self, stream: int, event: int) -> None:  # noqa: N802  # CuPy's name
         self._none(self._wait, stream, event, 0)
 
-    def eventQuery(self, event: int) -> int:  # noqa: N802
+    def eventQuery(self, event: int) -> int:  # noqa: N802  # CuPy's name
         status: int = self._event_query(event)[0]
         return status
 
-    def streamQuery(self, stream: int) -> int:  # noqa: N802
+    def streamQuery(self, stream: int) -> int:  # noqa: N802  # CuPy's name
         status: int = self._stream_query(stream)[0]
         return status
 
-    def streamIsCapturing(self, stream: int) -> bool:  # noqa: N802
+    def streamIsCapturing(self, stream: int) -> bool:  # noqa: N802  # CuPy's name
         status = self._one(self._is_capturing, stream)
         if status == 2:
             raise driver.failure(901, "cudaErrorStreamCaptureInvalidated", "cudaStreamIsCapturing")
