@@ -1315,6 +1315,22 @@ def test_of_two_that_register_at_once_beside_a_third_none_is_lost(place):
     assert sorted(log) == (["another"] if came else []) + ["first", "second"]
 
 
+def test_an_interrupt_is_raised_although_what_it_strikes_is_put_off(monkeypatch):
+    log: list[str] = []
+
+    def innermost() -> None:
+        future: Future[int] = Future()
+        future.synchronized().add_done_callback(notes(log, "callback"))
+        strike_once(monkeypatch, Future, "_settle_like")
+        with pytest.raises(KeyboardInterrupt, match="_settle_like"):
+            future.set_result(1)
+        log.append("raised")
+
+    nested(MAX_NESTING, innermost)
+
+    assert log == ["raised", "callback"]
+
+
 def test_what_was_put_off_runs_in_the_order_in_which_it_came():
     log: list[object] = []
 

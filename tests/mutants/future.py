@@ -934,6 +934,14 @@ MUTANTS: Final = (
         tests=("callbacks_get_their_own_future_while_another_ones_are_taken_back",),
     ),
     _here(
+        name="interrupt_is_put_off_with_what_it_strikes",
+        rule="C13: Ctrl-C",
+        why="Ctrl-C that strikes where callbacks nest too deep ends nothing",
+        old="entry, rest = None, _NO_ENTRIES\n                            break\n",
+        new="return\n",
+        tests=("test_an_interrupt_is_raised_although_what_it_strikes_is_put_off",),
+    ),
+    _here(
         name="interrupt_loses_what_a_wait_needs",
         rule="C15: Ctrl-C",
         why="a callback that was put off never runs if Ctrl-C strikes as a wait comes to run it",
